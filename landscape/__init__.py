@@ -1,0 +1,65 @@
+"""Curvature and loss landscapes of neural networks, with error bars.
+
+The public names resolve on first use, so that `import landscape` alone loads no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from landscape.analyses.spectrum import Spectrum as Spectrum
+    from landscape.analyses.spectrum import spectrum as spectrum
+    from landscape.errors import InputError as InputError
+    from landscape.errors import LandscapeError as LandscapeError
+    from landscape.errors import UntrustedResult as UntrustedResult
+    from landscape.estimators.hutchinson import diagonal as diagonal
+    from landscape.estimators.hutchinson import trace as trace
+    from landscape.estimators.lanczos import eigenpairs as eigenpairs
+    from landscape.estimators.slq import spectral_density as spectral_density
+    from landscape.loading.archive import load_problem as load_problem
+    from landscape.loading.archive import save_problem as save_problem
+    from landscape.operators.base import Identity as Identity
+    from landscape.operators.base import Operator as Operator
+    from landscape.operators.base import as_operator as as_operator
+    from landscape.operators.empirical_fisher import EmpiricalFisher as EmpiricalFisher
+    from landscape.operators.empirical_fisher import GradientCovariance as GradientCovariance
+    from landscape.operators.fisher import Fisher as Fisher
+    from landscape.operators.gauss_newton import GaussNewton as GaussNewton
+    from landscape.operators.hessian import Hessian as Hessian
+    from landscape.problem import Problem as Problem
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Spectrum": "analyses.spectrum",
+    "spectrum": "analyses.spectrum",
+    "InputError": "errors",
+    "LandscapeError": "errors",
+    "UntrustedResult": "errors",
+    "diagonal": "estimators.hutchinson",
+    "trace": "estimators.hutchinson",
+    "eigenpairs": "estimators.lanczos",
+    "spectral_density": "estimators.slq",
+    "load_problem": "loading.archive",
+    "save_problem": "loading.archive",
+    "Identity": "operators.base",
+    "Operator": "operators.base",
+    "as_operator": "operators.base",
+    "EmpiricalFisher": "operators.empirical_fisher",
+    "GradientCovariance": "operators.empirical_fisher",
+    "Fisher": "operators.fisher",
+    "GaussNewton": "operators.gauss_newton",
+    "Hessian": "operators.hessian",
+    "Problem": "problem",
+}
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'landscape' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"landscape.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

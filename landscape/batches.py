@@ -1,0 +1,149 @@
+"""The data: any re-iterable of batches, read the same way on every pass."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from landscape.errors import InputError
+
+DEFAULT_BATCH_SIZE = 256
+KEEP_BYTES = 2**30  # batches are held in memory, moved once, up to this size
+TARGET_KEYS = ("labels", "label", "targets", "target", "y")
+
+
+def as_batches(data: Any, batch_size: int | None, *, pairs: bool) -> Iterable[Any]:
+    """Turn what people have into a re-iterable of batches.
+
+    Args:
+        data: a DataLoader or another re-iterable of batches; a Dataset; a tuple of tensors, or a mapping
+            of tensors, of equal first dimension, cut into batches.
+        batch_size: rows per batch for data that come unbatched (default 256).
+        pairs: whether `[x, y]`, a list of two tensors, means one pair (True) or two batches (False).
+
+    Raises:
+        InputError: a one-shot iterator, no data, lengths that differ, or `batch_size` for data that are
+            batched already.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"the batch size is {batch_size}: it must be at least 1")
+    size = batch_size or DEFAULT_BATCH_SIZE
+    if isinstance(data, TensorDataset):
+        data = data.tensors
+    is_pair = isinstance(data, tuple) or (pairs and isinstance(data, list) and len(data) == 2)
+    if is_pair and data and all(isinstance(part, Tensor) for part in data):
+        return _cut(dict(enumerate(data)), size, lambda parts: tuple(parts.values()))
+    if isinstance(data, Mapping) and data and all(isinstance(v, Tensor) for v in data.values()):
+        return _cut(data, size, dict)
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        return DataLoader(data, batch_size=size)
+    if isinstance(data, Iterator):
+        raise InputError(
+            f"the data are a one-shot {type(data).__name__}, used up after one pass: pass a list of "
+            "batches or a DataLoader, which can be read again"
+        )
+    if isinstance(data, (str, bytes, Tensor)) or not hasattr(data, "__iter__"):
+        raise InputError(
+            f"the data are a {type(data).__name__}: pass a DataLoader, a list of batches, or a tuple "
+            "(inputs, targets) of tensors"
+        )
+    if batch_size is not None:
+        raise InputError(
+            f"batch_size={batch_size} was given, but the data come in batches already: set it there"
+        )
+    return data  # type: ignore[no-any-return]
+
+
+def _cut(
+    parts: Mapping[Any, Tensor], size: int, pack: Callable[[Mapping[Any, Tensor]], Any]
+) -> list[Any]:
+    lengths = {name: len(part) if part.ndim else 0 for name, part in parts.items()}
+    rows = max(lengths.values())
+    if len(set(lengths.values())) != 1:
+        raise InputError(
+            f"the data tensors differ in length ({', '.join(map(str, lengths.values()))}): "
+            "every one needs a row for every sample"
+        )
+    return [
+        pack({name: part[start : start + size] for name, part in parts.items()})
+        for start in range(0, rows, size)
+    ]
+
+
+def move(thing: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """A batch on the device, its floating-point tensors in `dtype`; containers keep their kind."""
+    if isinstance(thing, Tensor):
+        return thing.to(device, dtype if thing.is_floating_point() else None)
+    if isinstance(thing, Mapping):
+        return {key: move(value, device, dtype) for key, value in thing.items()}
+    if isinstance(thing, tuple) and hasattr(thing, "_fields"):
+        return type(thing)(*(move(value, device, dtype) for value in thing))
+    if isinstance(thing, (list, tuple)):
+        return type(thing)(move(value, device, dtype) for value in thing)
+    return thing.to(device) if hasattr(thing, "to") else thing
+
+
+def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Positional arguments, keyword arguments, and target of a batch for a supervised model.
+
+    A pair is (input, target); a longer tuple is (input, …, target); a mapping is given to the model by
+    keyword, except its target, under one of `TARGET_KEYS`.
+
+    Raises:
+        InputError: the batch holds no target.
+    """
+    if isinstance(batch, Mapping):
+        key = next((key for key in TARGET_KEYS if key in batch), None)
+        if key is None:
+            raise InputError(
+                f"the batch has the keys {', '.join(map(str, batch))}, none of them a target: name one "
+                f"of {', '.join(TARGET_KEYS)}, or use Problem.from_closure"
+            )
+        return (), {name: value for name, value in batch.items() if name != key}, batch[key]
+    if isinstance(batch, (list, tuple)) and len(batch) >= 2:
+        *inputs, target = batch
+        if len(inputs) == 1 and isinstance(inputs[0], Mapping):
+            return (), dict(inputs[0]), target
+        return tuple(inputs), {}, target
+    raise InputError(
+        f"a batch is a {type(batch).__name__} without a target: batches must be (input, target) or a "
+        "mapping with a target, or use Problem.from_closure"
+    )
+
+
+def named_tensors(batch: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a nested batch with a name that a person would recognise."""
+    if isinstance(batch, Tensor):
+        yield prefix or "batch", batch
+    elif isinstance(batch, Mapping):
+        for key, value in batch.items():
+            yield from named_tensors(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(batch, (list, tuple)):
+        pair = not prefix and len(batch) == 2
+        for index, value in enumerate(batch):
+            name = ("input", "target")[index] if pair else f"{prefix or 'batch'}[{index}]"
+            yield from named_tensors(value, name)
+
+
+def digest(batch: Any) -> str:
+    """SHA-256 over the tensors of a batch: names, dtypes, shapes and bytes."""
+    total = hashlib.sha256()
+    for name, tensor in named_tensors(batch):
+        total.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def size_in_bytes(batch: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(batch))
+
+
+def generators(data: Any) -> Sequence[torch.Generator]:
+    """Random generators that iterating over a loader would advance."""
+    owners = [data, getattr(data, "sampler", None)]
+    owners.append(getattr(getattr(data, "batch_sampler", None), "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())

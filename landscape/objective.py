@@ -1,0 +1,381 @@
+"""What a loss is a mean of: the sum of its terms, their number, and its rows.
+
+PyTorch's `reduction="mean"` divides by something different for nearly every loss: examples, elements,
+targets that are not ignored, or the class weights of those. Averaging batches by their number of
+examples is then wrong. An `Objective` gives, for one batch, the *sum* of the loss terms and their
+*number*, so that sums over batches divided by numbers over batches equal the loss of the whole data set.
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from landscape.errors import InputError
+
+Loss = Callable[..., Any]
+Likelihood = Literal["categorical", "log-categorical", "gaussian", "bernoulli"]
+
+
+def token_cross_entropy(output: Tensor, target: Tensor, **options: Any) -> Tensor:
+    """Cross-entropy of logits (batch, …, classes), classes last, against class indices (batch, …).
+
+    Takes the options of `torch.nn.functional.cross_entropy`.
+    """
+    return F.cross_entropy(output.movedim(-1, 1), target, **options)
+
+
+LOSS_NAMES: dict[str, Loss] = {
+    "cross_entropy": F.cross_entropy,
+    "token_cross_entropy": token_cross_entropy,
+    "nll": F.nll_loss,
+    "mse": F.mse_loss,
+    "l1": F.l1_loss,
+    "huber": F.huber_loss,
+    "bce_with_logits": F.binary_cross_entropy_with_logits,
+}
+
+# What the mean of each loss of torch.nn divides by.
+_CLASSES = (F.cross_entropy, F.nll_loss, token_cross_entropy)
+_ELEMENTS = (
+    F.mse_loss,
+    F.l1_loss,
+    F.smooth_l1_loss,
+    F.huber_loss,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+    F.poisson_nll_loss,
+    F.soft_margin_loss,
+    F.kl_div,
+)
+_ROWS = (F.multi_margin_loss, F.multilabel_margin_loss, F.multilabel_soft_margin_loss)
+_MODULES: dict[type[nn.Module], Loss] = {
+    nn.CrossEntropyLoss: F.cross_entropy,
+    nn.NLLLoss: F.nll_loss,
+    nn.MSELoss: F.mse_loss,
+    nn.L1Loss: F.l1_loss,
+    nn.SmoothL1Loss: F.smooth_l1_loss,
+    nn.HuberLoss: F.huber_loss,
+    nn.BCELoss: F.binary_cross_entropy,
+    nn.BCEWithLogitsLoss: F.binary_cross_entropy_with_logits,
+    nn.PoissonNLLLoss: F.poisson_nll_loss,
+    nn.SoftMarginLoss: F.soft_margin_loss,
+    nn.KLDivLoss: F.kl_div,
+    nn.MultiMarginLoss: F.multi_margin_loss,
+    nn.MultiLabelMarginLoss: F.multilabel_margin_loss,
+    nn.MultiLabelSoftMarginLoss: F.multilabel_soft_margin_loss,
+}
+_LIKELIHOODS: dict[Loss, Likelihood] = {
+    F.cross_entropy: "categorical",
+    token_cross_entropy: "categorical",
+    F.nll_loss: "log-categorical",
+    F.mse_loss: "gaussian",
+    F.binary_cross_entropy_with_logits: "bernoulli",
+}
+
+
+class Objective:
+    """A loss together with the rule for counting its terms.
+
+    Args:
+        loss: a name of `LOSS_NAMES`, a loss function or module of torch (any `reduction`, also through
+            `functools.partial`), or any callable `(output, target) -> Tensor`. The callable may return
+            one value per term, or a scalar: then it must be the mean or the sum over the rows of the
+            batch, which is verified, or `terms` must be given.
+        terms: `(output, target) -> number`, overrides the count; a callable's scalar is then taken as
+            the mean over that many terms.
+    """
+
+    def __init__(self, loss: str | Loss, terms: Callable[..., float] | None = None) -> None:
+        if isinstance(loss, str):
+            if loss not in LOSS_NAMES:
+                raise InputError(f"unknown loss {loss!r}: choose one of {', '.join(LOSS_NAMES)}")
+            loss = LOSS_NAMES[loss]
+        if not callable(loss):
+            raise InputError(
+                f"the loss is a {type(loss).__name__}, not a name or a callable: "
+                "pass for example torch.nn.functional.cross_entropy"
+            )
+        self.loss = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss
+        self.terms = terms
+        self.function, self.options = _recognise(loss)
+        self.scalar: Literal["mean", "sum"] | None = None  # what a user's scalar turned out to be
+        self.name = _describe(loss)
+
+    @property
+    def recognised(self) -> bool:
+        return self.function is not None
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """The distribution of targets whose negative logarithm the loss is, if it is known."""
+        return _LIKELIHOODS.get(self.function) if self.function else None
+
+    @property
+    def class_dim(self) -> int:
+        return -1 if self.function is token_cross_entropy else 1
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Objective":
+        """Move class weights and the like to where the outputs are."""
+        if isinstance(self.loss, nn.Module):
+            self.loss = self.loss.to(device, dtype)
+        self.options = {
+            key: value.to(device, dtype) if isinstance(value, Tensor) else value
+            for key, value in self.options.items()
+        }
+        return self
+
+    def total(self, output: Any, target: Any) -> tuple[Tensor, float]:
+        """Sum of the loss terms of a batch (scalar, differentiable) and their number."""
+        if self.function is not None:
+            value = self._reduced(output, target, "sum")
+            return value, self._count(output, target)
+        value = self._value(output, target)
+        if value.numel() > 1:
+            return value.sum(), self._count_or(output, target, value.numel())
+        value = value.reshape(())
+        if self.terms is not None:
+            count = float(self.terms(output, target))
+            # A batch without terms has no mean: 0/0 in most losses.
+            return (value * count if count else value.new_zeros(())), count
+        rows = row_count(output, target)
+        return (value if self.scalar == "sum" else value * rows), float(rows)
+
+    def rows(self, output: Any, target: Any) -> Tensor:
+        """Sum of the loss terms of every row (first dimension) of a batch, shape (rows,)."""
+        if self.function is not None:
+            if self.function is F.kl_div and self.options.get("reduction") == "batchmean":
+                return self._reduced(output, target, "none").flatten(1).sum(1)
+            values = self._reduced(output, target, "none")
+            return values.reshape(values.shape[0], -1).sum(1)
+        count = row_count(output, target)
+        parts = [self.total(_rows(output, i, i + 1), _rows(target, i, i + 1)) for i in range(count)]
+        return torch.stack([part for part, _ in parts])
+
+    def verify_rows(self, output: Any, target: Any) -> None:
+        """Find out, or confirm, that a user's scalar loss is the mean or the sum over rows.
+
+        The loss of two unequal pieces of a batch determines it: a mean over rows satisfies
+        n·L = a·L_a + b·L_b, a sum L = L_a + L_b; a mean over anything else neither.
+
+        Raises:
+            InputError: the scalar is neither.
+        """
+        if self.recognised or self.terms is not None:
+            return
+        whole = self._value(output, target)
+        if whole.numel() > 1:
+            return
+        rows = row_count(output, target)
+        if rows < 2:
+            return
+        cut = max(1, rows // 3)
+        pieces = [(0, cut), (cut, rows)]
+        values = [
+            float(self._value(_rows(output, a, b), _rows(target, a, b)).sum()) for a, b in pieces
+        ]
+        mean = sum((b - a) * value for (a, b), value in zip(pieces, values, strict=True)) / rows
+        size = max(abs(float(whole)), *(abs(value) for value in values))
+        tolerance = 1e3 * torch.finfo(whole.dtype).eps * size
+        kinds = {
+            kind
+            for kind, value in (("mean", mean), ("sum", sum(values)))
+            if abs(float(whole) - value) <= tolerance
+        }
+        if not kinds or (self.scalar is not None and self.scalar not in kinds):
+            raise InputError(
+                f"the loss {self.name} is neither the mean nor the sum over the rows of a batch "
+                f"(whole batch {float(whole):.6g}, mean over rows {mean:.6g}): give terms=, the "
+                "function (output, target) -> number of loss terms it averages over"
+            )
+        if len(kinds) == 1:  # an all-zero loss is both: the next batch decides
+            self.scalar = "sum" if "sum" in kinds else "mean"
+
+    def term_weights(self, output: Tensor, target: Tensor) -> Tensor:
+        """Weight of every classification term: the class weight, 0 where the target is ignored."""
+        if target.is_floating_point():  # class probabilities: torch counts each term once
+            return torch.ones_like(output.select(self.class_dim, 0))
+        ignored = target == self.options.get("ignore_index", -100)
+        weight = self.options.get("weight")
+        if weight is None:
+            return (~ignored).to(output.dtype)
+        return weight.to(output)[target.masked_fill(ignored, 0)].masked_fill(ignored, 0)
+
+    def term_masses(self, output: Tensor, target: Tensor) -> Tensor:
+        """Total mass Σ_c w_c q_c of every classification term's soft target q, 0 where ignored.
+
+        The loss of a term is −Σ_c w_c q_c log p_c, so its Hessian in the logits is this mass times
+        diag(p) − ppᵀ, whatever the class weights w and the label smoothing.
+        """
+        smoothing = float(self.options.get("label_smoothing", 0.0))
+        weight = self.options.get("weight")
+        mean = 1.0 if weight is None else float(weight.mean())
+        if target.is_floating_point():
+            weighted = target if weight is None else target.movedim(self.class_dim, -1) * weight
+            dim = self.class_dim if weight is None else -1
+            return (1 - smoothing) * weighted.sum(dim) + smoothing * mean
+        observed = self.term_weights(output, target)
+        kept = target != self.options.get("ignore_index", -100)
+        return (1 - smoothing) * observed + smoothing * mean * kept
+
+    def check(self, output: Any, target: Any) -> None:
+        """Refuse what torch would broadcast, or refuse without saying how to mend it."""
+        if self.function is None:
+            return
+        if not isinstance(output, Tensor) or not isinstance(target, Tensor):
+            raise InputError(
+                f"{self.name} needs a tensor output and a tensor target; the model returned "
+                f"{type(output).__name__} and the target is {type(target).__name__}"
+            )
+        if self.function in _CLASSES:
+            _check_classes(self, output, target)
+        elif self.function in _ELEMENTS and output.shape != target.shape:
+            raise InputError(
+                f"{self.name} compares element by element, but the output has shape "
+                f"{tuple(output.shape)} and the target {tuple(target.shape)}: reshape one of them"
+            )
+        elif self.function in _ELEMENTS and not target.is_floating_point():
+            raise InputError(
+                f"{self.name} needs floating-point targets, not {target.dtype}: call .float()"
+            )
+
+    def _reduced(self, output: Tensor, target: Tensor, reduction: str) -> Tensor:
+        assert self.function is not None
+        value: Tensor = self.function(output, target, **{**self.options, "reduction": reduction})
+        return value
+
+    def _value(self, output: Any, target: Any) -> Tensor:
+        value = self.loss(output, target)
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"the loss {self.name} returned a {type(value).__name__}, not a tensor: return the "
+                "tensor itself, without .item()"
+            )
+        return value
+
+    def _count(self, output: Tensor, target: Tensor) -> float:
+        if self.function in _CLASSES:
+            count = float(self.term_weights(output, target).sum(dtype=torch.float64))
+        elif self.function in _ROWS or self.options.get("reduction") == "batchmean":
+            count = float(output.shape[0])
+        else:
+            count = float(output.numel())
+        return self._count_or(output, target, count)
+
+    def _count_or(self, output: Any, target: Any, count: float) -> float:
+        return float(self.terms(output, target)) if self.terms is not None else float(count)
+
+
+def _recognise(loss: Loss) -> tuple[Loss | None, dict[str, Any]]:
+    """The functional form of a loss of torch and its options; (None, {}) for any other callable."""
+    if isinstance(loss, functools.partial) and not loss.args:
+        function, options = _recognise(loss.func)
+        return (function, {**options, **loss.keywords}) if function else (None, {})
+    if isinstance(loss, nn.Module):
+        function = _MODULES.get(type(loss))
+        return (function, _module_options(loss)) if function else (None, {})
+    known = {*_CLASSES, *_ELEMENTS, *_ROWS}
+    return (loss, {}) if loss in known else (None, {})
+
+
+def _module_options(module: nn.Module) -> dict[str, Any]:
+    """The keyword arguments with which a loss module calls its functional form."""
+    names = [
+        "weight",
+        "pos_weight",
+        "ignore_index",
+        "reduction",
+        "label_smoothing",
+        "beta",
+        "delta",
+        "log_input",
+        "full",
+        "eps",
+        "log_target",
+        "p",
+        "margin",
+    ]
+    found = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _describe(loss: Loss) -> str:
+    """The loss as a call: its name and the options that differ from the defaults."""
+    function, options = _recognise(loss)
+    if function is None:
+        return getattr(loss, "__name__", type(loss).__name__)
+    defaults = inspect.signature(function).parameters
+    listed = [
+        f"{key}={'tensor' if isinstance(value, Tensor) else value}"
+        for key, value in options.items()
+        if key not in defaults or value is not defaults[key].default
+    ]
+    return f"{function.__name__}({', '.join(listed)})" if listed else function.__name__
+
+
+def _check_classes(objective: Objective, output: Tensor, target: Tensor) -> None:
+    dim, name = objective.class_dim, objective.name
+    if output.ndim < 2:
+        raise InputError(f"{name} needs an output (batch, classes, …), not {tuple(output.shape)}")
+    expected = list(output.shape)
+    classes = expected.pop(dim)
+    if target.is_floating_point():
+        if target.shape != output.shape or objective.function is F.nll_loss:
+            raise InputError(
+                f"{name} needs integer class indices of shape {tuple(expected)}, not {target.dtype} "
+                f"of shape {tuple(target.shape)}: call .long() on the target"
+            )
+        return
+    if list(target.shape) != expected:
+        hint = (
+            "; classes stand last in this output: use the loss 'token_cross_entropy'"
+            if list(target.shape) == list(output.shape[:-1]) and objective.class_dim == 1
+            else ""
+        )
+        raise InputError(
+            f"{name} on an output of shape {tuple(output.shape)} needs a target of shape "
+            f"{tuple(expected)}, not {tuple(target.shape)}{hint}"
+        )
+    if target.dtype != torch.int64:
+        raise InputError(f"{name} needs int64 class indices, not {target.dtype}: call .long()")
+    kept = target[target != objective.options.get("ignore_index", -100)]
+    if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= classes):
+        wrong = int(kept.max()) if int(kept.max()) >= classes else int(kept.min())
+        raise InputError(f"the target holds class {wrong}, but the model gives {classes} classes")
+
+
+def row_count(output: Any, target: Any) -> int:
+    """Length of the first dimension of the targets, or of the outputs where there are none."""
+    for thing in (target, output):
+        tensor = _first_tensor(thing)
+        if tensor is not None and tensor.ndim:
+            return tensor.shape[0]
+    return 1
+
+
+def _first_tensor(thing: Any) -> Tensor | None:
+    if isinstance(thing, Tensor):
+        return thing
+    if isinstance(thing, Mapping):
+        thing = list(thing.values())
+    if isinstance(thing, (list, tuple)):
+        return next((t for t in map(_first_tensor, thing) if t is not None), None)
+    return None
+
+
+def _rows(thing: Any, start: int, stop: int) -> Any:
+    """Rows start … stop of every tensor in a nested output or target."""
+    if isinstance(thing, Tensor):
+        return thing[start:stop] if thing.ndim else thing
+    if isinstance(thing, Mapping):
+        return type(thing)({key: _rows(value, start, stop) for key, value in thing.items()})  # type: ignore[call-arg]
+    if isinstance(thing, tuple) and hasattr(thing, "_fields"):
+        return type(thing)(*(_rows(value, start, stop) for value in thing))
+    if isinstance(thing, (list, tuple)):
+        return type(thing)(_rows(value, start, stop) for value in thing)
+    return thing

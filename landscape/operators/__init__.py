@@ -1,0 +1,1 @@
+"""Curvature matrices as operators: one file per matrix, never built, only multiplied."""

@@ -1,0 +1,324 @@
+"""The operator contract: a symmetric matrix that multiplies vectors."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landscape.errors import InputError, UntrustedResult
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
+    from landscape.problem import Problem
+
+DENSE_LIMIT = 20_000  # a float64 matrix of this order takes 3.2 GB
+
+
+class Operator:
+    """A real symmetric matrix known by its products `A @ V`, V of shape (P,) or (P, K).
+
+    Subclasses say how to multiply a block (P, K). `products` counts the columns multiplied so
+    far and `seconds` the time that took.
+    """
+
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.shape = (size, size)
+        self.dtype = dtype
+        self.device = device
+        self.products = 0
+        self.seconds = 0.0
+
+    def _multiply(self, block: Tensor) -> Tensor:
+        """A times a block of shape (P, K)."""
+        raise NotImplementedError
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """A times a vector (P,) or a block of column vectors (P, K).
+
+        Raises:
+            InputError: shape, dtype or device do not fit.
+            UntrustedResult: the product is not finite.
+        """
+        size = self.shape[0]
+        if not isinstance(vectors, Tensor):
+            raise InputError(f"operators multiply torch tensors, not {type(vectors).__name__}")
+        if vectors.ndim not in (1, 2) or vectors.shape[0] != size:
+            raise InputError(
+                f"the operator multiplies vectors ({size},) or blocks ({size}, K), "
+                f"not shape {tuple(vectors.shape)}"
+            )
+        if vectors.dtype != self.dtype or vectors.device != self.device:
+            raise InputError(
+                f"the operator works in {self.dtype} on {self.device}; the vectors are "
+                f"{vectors.dtype} on {vectors.device}: use V.to({self.dtype}).to({str(self.device)!r})"
+            )
+        block = vectors.detach().reshape(size, -1)
+        start = time.perf_counter()
+        result = self._multiply(block)
+        finite = bool(torch.isfinite(result).all())  # waits for the device, so the time is honest
+        self.products += block.shape[1]
+        self.seconds += time.perf_counter() - start
+        if not finite:
+            raise UntrustedResult(
+                f"a product with {self!r} is not finite: the loss overflows in {self.dtype}; try "
+                "dtype=torch.float64"
+            )
+        return result.reshape(vectors.shape)
+
+    def __add__(self, other: "Operator") -> "Operator":
+        return Combination([(1.0, self), (1.0, other)])
+
+    def __sub__(self, other: "Operator") -> "Operator":
+        return Combination([(1.0, self), (-1.0, other)])
+
+    def __mul__(self, factor: float) -> "Operator":
+        return Combination([(float(factor), self)])
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Operator":
+        return self * -1.0
+
+    def restrict(self, indices: Tensor) -> "Operator":
+        """The principal submatrix of the given positions, an int64 tensor (p,)."""
+        return Submatrix(self, indices)
+
+    def dense(self, *, block: int = 64) -> Tensor:
+        """The matrix itself, shape (P, P), symmetrised.
+
+        Raises:
+            InputError: P is larger than 20,000.
+        """
+        size = self.shape[0]
+        if size > DENSE_LIMIT:
+            raise InputError(
+                f"a dense matrix of order {size:,} is too large (limit {DENSE_LIMIT:,}): "
+                "use products, or restrict to a block"
+            )
+        columns = []
+        for start in range(0, size, block):
+            width = min(block, size - start)
+            unit = torch.zeros(size, width, dtype=self.dtype, device=self.device)
+            unit[torch.arange(start, start + width), torch.arange(width)] = 1
+            columns.append(self @ unit)
+        matrix = torch.cat(columns, dim=1)
+        return (matrix + matrix.T) / 2
+
+    def to_scipy(self) -> "LinearOperator":
+        """The same operator for SciPy: NumPy vectors on the CPU, symmetric."""
+        from scipy.sparse.linalg import LinearOperator
+
+        def product(vectors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            block = torch.as_tensor(np.ascontiguousarray(vectors), dtype=self.dtype)
+            result: np.ndarray[Any, Any] = (self @ block.to(self.device)).cpu().numpy()
+            return result
+
+        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        return LinearOperator(
+            self.shape,
+            matvec=product,
+            matmat=product,
+            rmatvec=product,
+            rmatmat=product,
+            dtype=dtype,
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.shape[0]:,} × {self.shape[1]:,}, {self.dtype})"
+
+
+class Combination(Operator):
+    """A weighted sum of operators of one size, dtype and device."""
+
+    def __init__(self, terms: Sequence[tuple[float, Operator]]) -> None:
+        first = terms[0][1]
+        for _, other in terms:
+            if not isinstance(other, Operator):
+                raise InputError(f"only operators can be added, not {type(other).__name__}")
+            if (other.shape, other.dtype, other.device) != (first.shape, first.dtype, first.device):
+                raise InputError(f"cannot add {other!r} to {first!r}: size, dtype or device differ")
+        super().__init__(first.shape[0], first.dtype, first.device)
+        self.terms = list(terms)
+
+    def _multiply(self, block: Tensor) -> Tensor:
+        factor, first = self.terms[0]
+        result = factor * (first @ block)
+        for factor, operator in self.terms[1:]:
+            result += factor * (operator @ block)
+        return result
+
+
+class Identity(Operator):
+    """The identity of the same size, dtype and device as another operator."""
+
+    def __init__(self, like: Operator) -> None:
+        super().__init__(like.shape[0], like.dtype, like.device)
+
+    def _multiply(self, block: Tensor) -> Tensor:
+        return block.clone()
+
+
+class Submatrix(Operator):
+    """A principal submatrix: rows and columns at the given positions."""
+
+    def __init__(self, operator: Operator, indices: Tensor) -> None:
+        indices = torch.as_tensor(indices, device=operator.device)
+        if indices.ndim != 1 or indices.dtype != torch.int64 or not indices.numel():
+            raise InputError("a block is chosen by a one-dimensional, non-empty int64 tensor")
+        if int(indices.min()) < 0 or int(indices.max()) >= operator.shape[0]:
+            raise InputError(
+                f"a block of {operator!r} reaches from position {int(indices.min())} to "
+                f"{int(indices.max())}: positions run from 0 to {operator.shape[0] - 1}"
+            )
+        if indices.unique().numel() != indices.numel():
+            raise InputError("the positions of a block must differ from each other")
+        super().__init__(indices.numel(), operator.dtype, operator.device)
+        self.operator, self.indices = operator, indices
+
+    def _multiply(self, block: Tensor) -> Tensor:
+        wide = block.new_zeros(self.operator.shape[0], block.shape[1])
+        wide[self.indices] = block
+        return (self.operator @ wide)[self.indices]
+
+
+class FunctionOperator(Operator):
+    """A symmetric matrix given by a function on blocks (P, K)."""
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__(size, dtype, device)
+        self.function = function
+
+    def _multiply(self, block: Tensor) -> Tensor:
+        return self.function(block)
+
+
+class CurvatureOperator(Operator):
+    """An operator that belongs to a `Problem`; it can be restricted by parameter names."""
+
+    def __init__(self, problem: "Problem") -> None:
+        super().__init__(problem.size, problem.dtype, problem.device)
+        self.problem = problem
+
+    def block(self, patterns: str | Sequence[str]) -> Operator:
+        """The diagonal block of the parameters whose names match the glob(s).
+
+        Raises:
+            InputError: no selected parameter matches.
+        """
+        return Submatrix(self, self.problem.layout.indices(patterns))
+
+
+def as_operator(
+    matrix: Any,
+    *,
+    shape: tuple[int, int] | None = None,
+    dtype: torch.dtype = torch.float64,
+    device: str | torch.device = "cpu",
+) -> Operator:
+    """Make any symmetric matrix an operator, so that every estimator can be used on it.
+
+    Args:
+        matrix: a square torch tensor or NumPy array, a SciPy sparse matrix or `LinearOperator`, an
+            operator (returned as it is), or a linear function of vectors (P,) or of blocks (P, K).
+        shape: (P, P), needed for functions only.
+        dtype: floating-point type of vectors and products; a tensor is converted to it.
+        device: where vectors live.
+
+    Raises:
+        InputError: not square, not symmetric, or a function without a shape.
+
+    Example:
+        >>> import torch, landscape as ls
+        >>> A = ls.as_operator(torch.diag(torch.tensor([1.0, 2.0])))
+        >>> A @ torch.ones(2, dtype=torch.float64)
+        tensor([1., 2.], dtype=torch.float64)
+    """
+    if isinstance(matrix, Operator):
+        return matrix
+    where = torch.device(device)
+    if isinstance(matrix, np.ndarray):
+        matrix = torch.from_numpy(matrix)
+    size = matrix.shape if hasattr(matrix, "shape") else shape
+    if size is None:
+        raise InputError("a function needs shape=(P, P) to become an operator")
+    if len(size) != 2 or size[0] != size[1] or not size[0]:
+        raise InputError(f"the operator has shape {tuple(size)}: it must be square")
+    function: Callable[[Tensor], Tensor]
+    if isinstance(matrix, Tensor):
+        function = partial(torch.matmul, matrix.detach().to(where, dtype))
+    elif hasattr(matrix, "shape"):  # SciPy
+        function = partial(_through_numpy, matrix)
+    elif callable(matrix):
+        function = _on_blocks(matrix, int(size[0]), dtype, where)
+    else:
+        raise InputError(
+            f"a {type(matrix).__name__} is no matrix: pass a tensor, a SciPy operator or a function"
+        )
+    _require_symmetric(function, int(size[0]), dtype, where)
+    return FunctionOperator(function, int(size[0]), dtype, where)
+
+
+def _through_numpy(matrix: Any, block: Tensor) -> Tensor:
+    return torch.as_tensor(np.asarray(matrix @ block.cpu().numpy())).to(block)
+
+
+def _probes(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    # Never as many columns as rows: a vector would then broadcast over a block without a word.
+    return torch.randn(size, 3 if size == 2 else 2, generator=generator, dtype=dtype).to(device)
+
+
+def _on_blocks(
+    function: Callable[[Tensor], Any], size: int, dtype: torch.dtype, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """A function on blocks, whether the given one takes blocks or only vectors: tried on both."""
+
+    def by_columns(block: Tensor) -> Tensor:
+        columns = [torch.as_tensor(function(v)).to(block) for v in block.T.contiguous()]
+        return torch.stack(columns, dim=1)
+
+    def by_block(block: Tensor) -> Tensor:
+        return torch.as_tensor(function(block)).to(block)
+
+    probes = _probes(size, dtype, device)
+    try:
+        expected = by_columns(probes)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return by_block  # a function of blocks alone
+    try:
+        found = by_block(probes)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return by_columns
+    same = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3)
+    return by_block if same else by_columns
+
+
+def _require_symmetric(
+    function: Callable[[Tensor], Tensor], size: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    probes = _probes(size, dtype, device)
+    product = function(probes)
+    if product.shape != probes.shape:
+        raise InputError(
+            f"the function maps a block {tuple(probes.shape)} to {tuple(product.shape)}: "
+            "it must keep the shape"
+        )
+    form = probes.T @ product
+    scale = float(probes.norm() * product.norm())
+    gap = float((form - form.T).abs().max())
+    if gap > 1e3 * torch.finfo(dtype).eps * scale:
+        raise InputError(
+            f"the matrix is not symmetric: xᵀAy and yᵀAx differ by {gap:.3g} at size {scale:.3g}; "
+            "pass (A + A.T) / 2 if that is rounding"
+        )

@@ -1,0 +1,111 @@
+"""The Fisher information matrix of the model's own distribution."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from landscape.errors import InputError
+from landscape.objective import Objective
+from landscape.operators.base import CurvatureOperator
+from landscape.operators.gauss_newton import require_tensor
+from landscape.operators.products.double_backward import sandwich_products
+from landscape.problem import Problem
+
+
+class Fisher(CurvatureOperator):
+    """F = (1/N) Σ E_y[∇log p(y|x) ∇log p(y|x)ᵀ], targets y drawn from the model, not from the data.
+
+    Exact for `cross_entropy` and `nll_loss` (softmax), `mse_loss` (a Gaussian of variance ½, whose
+    negative log-likelihood is the squared error) and `binary_cross_entropy_with_logits` (Bernoulli). A
+    term counts by the class weight of its observed target; ignored targets count as nothing. (Amari 1998, doi:10.1162/089976698300017746; Kunstner et al. 2019, arXiv:1905.12558.)
+
+    Args:
+        problem: the loss, which must be one of those likelihoods.
+        samples: None (default) for the exact expectation, or the number of targets drawn for every
+            term: the Monte-Carlo Fisher, unbiased, of lower rank.
+        seed: of the drawn targets; the same targets are drawn for every product.
+
+    Raises:
+        InputError: the loss is no such likelihood.
+    """
+
+    def __init__(self, problem: Problem, *, samples: int | None = None, seed: int = 0) -> None:
+        super().__init__(problem)
+        objective = problem.supervised()
+        options = objective.options
+        known = objective.likelihood is not None
+        if objective.likelihood in ("gaussian", "bernoulli"):
+            known = options.get("weight") is None and options.get("pos_weight") is None
+        if not known:
+            raise InputError(
+                f"the Fisher matrix needs a loss that is a likelihood of the model's output: "
+                "cross_entropy, nll_loss, mse_loss or binary_cross_entropy_with_logits without "
+                f"element weights, not {objective.name}; use EmpiricalFisher or GaussNewton"
+            )
+        if samples is not None and samples < 1:
+            raise InputError(
+                f"samples is {samples}: it must be at least 1, or None for the exact one"
+            )
+        self.samples, self.seed = samples, seed
+
+    def _multiply(self, block: Tensor) -> Tensor:
+        result = torch.zeros_like(block)
+        generator = torch.Generator(self.device).manual_seed(self.seed)
+        with self.problem.evaluation() as run:
+            for batch in run.batches():
+                output, target = run.output(batch)
+                require_tensor(output)
+                middle = output_fisher(
+                    self.problem.supervised(), output.detach(), target, self.samples, generator
+                )
+                result += sandwich_products(output, run.leaves, self.problem.layout, block, middle)
+        return result / self.problem.terms
+
+
+def output_fisher(
+    objective: Objective,
+    output: Tensor,
+    target: Any,
+    samples: int | None,
+    generator: torch.Generator,
+) -> Callable[[Tensor], Tensor]:
+    """Product with the Fisher matrix of the terms in the model's output, exact or sampled."""
+    likelihood = objective.likelihood
+    if likelihood in ("categorical", "log-categorical"):
+        dim = objective.class_dim
+        weights = objective.term_masses(output, target).unsqueeze(dim)
+        p = output.softmax(dim) if likelihood == "categorical" else output.exp()
+        if samples is None:
+            if likelihood == "log-categorical":  # the score in log p is −e_y
+                return lambda t: weights * p * t
+            return lambda t: weights * (p * t - p * (p * t).sum(dim, keepdim=True))
+        classes = p.shape[dim]
+        flat = p.movedim(dim, -1).reshape(-1, classes)
+        drawn = torch.multinomial(flat, samples, replacement=True, generator=generator)
+        drawn = drawn.T.reshape(samples, *p.movedim(dim, -1).shape[:-1])
+        hot = F.one_hot(drawn, classes).to(p).movedim(-1, dim + 1 if dim >= 0 else dim)
+        scores = hot - p if likelihood == "categorical" else hot
+        along = dim + 1 if dim >= 0 else dim
+        return lambda t: weights * (scores * (scores * t).sum(along, keepdim=True)).mean(0)
+    if likelihood == "gaussian":
+        if samples is None:
+            return lambda t: 2 * t
+        noise = torch.randn(
+            samples, *output.shape, dtype=output.dtype, device=output.device, generator=generator
+        )
+        variance = (
+            (math.sqrt(2) * noise).square().mean(0)
+        )  # score = 2 (output − y), y ~ N(output, ½)
+        return lambda t: variance * t
+    p = output.sigmoid()
+    if samples is None:
+        return lambda t: p * (1 - p) * t
+    uniform = torch.rand(
+        samples, *output.shape, dtype=output.dtype, device=output.device, generator=generator
+    )
+    spread = (p - (uniform < p).to(p)).square().mean(0)
+    return lambda t: spread * t
