@@ -52,7 +52,28 @@ _HOMES = {
     "Hessian": "operators.hessian",
     "Problem": "problem",
 }
-__all__ = [*_HOMES]
+__all__ = [
+    "EmpiricalFisher",
+    "Fisher",
+    "GaussNewton",
+    "GradientCovariance",
+    "Hessian",
+    "Identity",
+    "InputError",
+    "LandscapeError",
+    "Operator",
+    "Problem",
+    "Spectrum",
+    "UntrustedResult",
+    "as_operator",
+    "diagonal",
+    "eigenpairs",
+    "load_problem",
+    "save_problem",
+    "spectral_density",
+    "spectrum",
+    "trace",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -133,6 +134,7 @@ class Problem:
         self._data = batches.as_batches(data, batch_size, pairs=self.objective is not None)
         self._kept: list[Any] | None = None
         self._used: list[bool] | None = None
+        self._gradient_seconds: float | None = None
         self._survey()
 
     @property
@@ -172,6 +174,15 @@ class Problem:
                 result += self.layout.flatten(parts, result)
         self._used = used
         return result / self.terms
+
+    def gradient_seconds(self) -> float:
+        """Time of one gradient over all the data here and now; measured once, after a warm-up."""
+        if self._gradient_seconds is None:
+            self.gradient()
+            start = time.perf_counter()
+            float(self.gradient()[0])  # waits for the device
+            self._gradient_seconds = time.perf_counter() - start
+        return self._gradient_seconds
 
     def unused(self) -> list[str]:
         """Selected parameters that the loss never touches: their curvature is zero."""

@@ -1,0 +1,41 @@
+"""Where results go: checked before the work begins, so that a typing error costs no hours."""
+
+from pathlib import Path
+
+from landscape.errors import InputError
+
+
+def require_folder(path: Path) -> None:
+    """Refuse a path that cannot be written.
+
+    Raises:
+        InputError: the folder is missing, or the path is a folder.
+    """
+    if path.is_dir():
+        raise InputError(f"{str(path)!r} is a folder: name a file")
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {str(path.parent)!r} does not exist: make it first")
+
+
+def require_new(path: Path, force: bool) -> None:
+    """Refuse to overwrite a file unasked."""
+    if path.exists() and not force:
+        raise InputError(
+            f"{str(path)!r} exists already: choose another -o, or overwrite with --force"
+        )
+
+
+def require_other(path: Path, model: Path) -> None:
+    """Refuse to write a result over the model."""
+    if path.resolve() == model.resolve():
+        raise InputError(f"{str(path)!r} is the model itself: choose another file for the result")
+
+
+def require_figure(path: Path) -> None:
+    """Refuse a figure of a kind that cannot be drawn."""
+    from landscape.plots.spectrum import UNDATED
+
+    if path.suffix.lower() not in UNDATED:
+        raise InputError(
+            f"a figure cannot be written to {str(path)!r}: end it in {', '.join(UNDATED)}"
+        )

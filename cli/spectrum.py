@@ -1,0 +1,244 @@
+"""`landscape spectrum`: eigenvalue density, leading eigenvalues and trace of a trained model."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from landscape.errors import UntrustedResult
+
+from . import options
+from .options import CURVATURE, OUTPUT
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from landscape.analyses.spectrum import Spectrum
+
+
+def spectrum(
+    model: options.Model,
+    factory: options.Factory = None,
+    factory_arguments: options.FactoryArguments = None,
+    data: options.Data = None,
+    loss: options.Loss = None,
+    limit: options.Limit = None,
+    batch_size: options.BatchSize = None,
+    params: options.Params = None,
+    norm_stats: options.NormStats = None,
+    trust_program: options.TrustProgram = False,
+    operator: Annotated[
+        str,
+        typer.Option(
+            "--operator",
+            help="hessian, gauss-newton, fisher, empirical-fisher or gradient-covariance.",
+            rich_help_panel=CURVATURE,
+        ),
+    ] = "hessian",
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples",
+            metavar="N",
+            help="Targets drawn per loss term for the Fisher matrix. [default: exact]",
+            rich_help_panel=CURVATURE,
+        ),
+    ] = None,
+    top: Annotated[
+        int,
+        typer.Option("--top", help="Number of leading eigenvalues.", rich_help_panel=CURVATURE),
+    ] = 5,
+    probes: Annotated[
+        int,
+        typer.Option(
+            "--probes",
+            help="Random probes for density and trace; the error falls as 1/√probes.",
+            rich_help_panel=CURVATURE,
+        ),
+    ] = 10,
+    steps: Annotated[
+        int,
+        typer.Option(
+            "--steps", help="Lanczos steps per probe: resolution.", rich_help_panel=CURVATURE
+        ),
+    ] = 50,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            "--tolerance",
+            help="Accepted residual of an eigenvalue, as a share of the largest.",
+            rich_help_panel=CURVATURE,
+        ),
+    ] = 1e-4,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--max-steps",
+            metavar="N",
+            help="Most Lanczos steps for the eigenvalues. [default: 300]",
+            rich_help_panel=CURVATURE,
+        ),
+    ] = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    seed: options.Seed = 0,
+    axis: Annotated[
+        str | None,
+        typer.Option(
+            "--axis",
+            metavar="linear|symlog",
+            help="Eigenvalue axis of the figure.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Figure: .pdf, .png, .svg, or .html for an interactive page. "
+            "[default: MODEL.spectrum.pdf]",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    json_file: options.Json = None,
+    debug: options.Debug = False,
+) -> None:
+    """Eigenvalue density, leading eigenvalues and trace of a trained model's curvature.
+
+    Every number comes with its error: eigenvalues with their residual, trace and density with their
+    standard error over probes. Exit code 3 when an eigenvalue did not converge; the results are written
+    all the same.
+
+        landscape demo -o model.pt && landscape spectrum model.pt
+
+        landscape spectrum weights.pt --model my.net:build --data my.data:train --loss cross_entropy
+    """
+    from rich.console import Console
+
+    from landscape.analyses.spectrum import spectrum as analyse
+    from landscape.loading.archive import load_problem
+
+    from .output import require_figure, require_folder, require_other
+    from .progress import phases
+
+    figure = output or model.with_name(f"{model.stem}.spectrum.pdf")
+    to_stdout = str(json_file) == "-"
+    require_figure(figure)
+    for path in [figure] if to_stdout or json_file is None else [figure, json_file]:
+        require_folder(path)
+        require_other(path, model)
+    messages = Console(stderr=True)
+    problem = load_problem(
+        model,
+        model=factory,
+        model_args=options.parse_arguments(factory_arguments),
+        data=data,
+        loss=loss,
+        limit=limit,
+        batch_size=batch_size,
+        params=params or "*",
+        norm_stats=options.parse_norm_stats(norm_stats),
+        device=device,
+        dtype=options.parse_dtype(dtype),
+        seed=seed,
+        trust_program=trust_program,
+        say=lambda sentence: messages.print(sentence, style="dim", highlight=False),
+    )
+    with phases(messages) as progress:
+        result = analyse(
+            problem,
+            operator=operator,
+            top=top,
+            probes=probes,
+            steps=steps,
+            tolerance=tolerance,
+            max_steps=max_steps,
+            samples=samples,
+            seed=seed,
+            progress=progress,
+            command=shlex.join(["landscape", *sys.argv[1:]]),
+        )
+    # The numbers first: drawing may fail for reasons of its own.
+    if to_stdout:
+        from landscape.results import to_json
+
+        print(to_json(result.to_dict()))
+    elif json_file is not None:
+        result.save(json_file)
+    result.plot(figure, **({} if axis is None else {"axis": axis}))
+    written = [figure] if to_stdout or json_file is None else [figure, json_file]
+    _show(messages if to_stdout else Console(), result, model, written)
+    if result.failures:
+        raise UntrustedResult("; ".join(result.failures))
+
+
+def _show(console: "Console", result: "Spectrum", model: Path, written: list[Path]) -> None:
+    """The result as a compact table."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from .text import duration, size, uncertain
+
+    about = result.provenance["problem"]
+    console.print(f"[bold]{result.operator}[/bold] of {escape(str(model))}", highlight=False)
+    console.print(_describe(about), style="dim", highlight=False, markup=False)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim")
+    table.add_row("loss", f"{result.loss:.6g}", f"gradient norm {result.gradient_norm:.3g}")
+    pairs = [(f"λ{i + 1}", pair) for i, pair in enumerate(result.eigenvalues)]
+    if result.parameters > len(pairs):
+        pairs.append(("λ min", result.smallest_eigenvalue))
+    for name, pair in pairs:
+        note = "" if pair.converged else "[red]not converged[/red]"
+        table.add_row(name, uncertain(pair.value, pair.residual), note)
+    arguments = result.provenance["arguments"]
+    table.add_row(
+        "trace",
+        uncertain(result.trace.value, result.trace.standard_error),
+        f"standard error over {arguments['probes']} probes",
+    )
+    mass, energy = result.negative_mass, result.negative_energy
+    table.add_row(
+        "negative",
+        f"{uncertain(100 * mass.value, 100 * mass.standard_error)} % of eigenvalues",
+        f"{uncertain(100 * energy.value, 100 * energy.standard_error)} % of Σ|λ|",
+    )
+    cost = result.cost
+    gradients = (
+        ""
+        if cost.gradient_equivalents is None
+        else f" ≈ {cost.gradient_equivalents:,.0f} gradients"
+    )
+    table.add_row(
+        "cost",
+        f"{cost.products:,} products{gradients}",
+        f"{duration(cost.seconds)}, peak {size(cost.peak_bytes)}",
+    )
+    console.print(table, highlight=False)
+    for path in written:
+        console.print(f"wrote {escape(str(path))}", highlight=False, soft_wrap=True)
+
+
+def _describe(about: dict[str, Any]) -> str:
+    """What was measured, in a line or two."""
+    norm = f", {about['norm_stats']} batch-norm statistics" if about["norm_layers"] else ""
+    lines = [
+        (
+            f"{about['model']}, {about['parameters']:,} parameters; {about['loss']} over "
+            f"{about['samples']:,} samples ({about['loss_terms']:,.10g} terms){norm}; {about['dtype']} on "
+            f"{about['device']}"
+        )
+    ]
+    unused = about["unused_parameters"]
+    if unused:
+        listed = ", ".join(unused[:3]) + (" …" if len(unused) > 3 else "")
+        lines.append(
+            f"{len(unused)} parameter tensor(s) the loss never uses, zero curvature: {listed}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,300 @@
+"""What does the curvature of this loss look like: density, leading eigenvalues, trace."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from landscape.errors import InputError
+from landscape.estimators.lanczos import extreme_eigenpairs
+from landscape.estimators.slq import spectral_density
+from landscape.estimators.smoothing import Axis, SmoothDensity
+from landscape.operators.base import Operator
+from landscape.operators.empirical_fisher import EmpiricalFisher, GradientCovariance
+from landscape.operators.fisher import Fisher
+from landscape.operators.gauss_newton import GaussNewton
+from landscape.operators.hessian import Hessian
+from landscape.problem import Problem
+from landscape.results import Cost, Meter, atomic, provenance, to_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCHEMA = "landscape/spectrum/1"
+OPERATORS: dict[str, type[Operator]] = {
+    "hessian": Hessian,
+    "gauss-newton": GaussNewton,
+    "fisher": Fisher,
+    "empirical-fisher": EmpiricalFisher,
+    "gradient-covariance": GradientCovariance,
+}
+Phase = Literal["density", "eigenvalues"]
+
+
+@dataclass(frozen=True)
+class Eigenvalue:
+    """An eigenvalue; a true one lies within `residual` = ‖Av − λv‖ of it."""
+
+    value: float
+    residual: float
+    converged: bool
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number with its standard error over probes (NaN for a single probe)."""
+
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The spectrum of a curvature matrix, with the error, cost and provenance of every part.
+
+    `eigenvalues` are the largest, largest first, and `smallest_eigenvalue` the other end.
+    `negative_mass` is the share of eigenvalues below −`zero`, `negative_energy` their share of Σ|λ|;
+    smaller values cannot be told from zero in the working precision. `density` integrates to 1 over its
+    grid; `ritz` holds the quadrature (nodes, weights) of every probe. `eigenvectors`, of shape
+    (P, number of eigenvalues), are not saved. `failures` lists, in words, what could not be trusted.
+    """
+
+    operator: str
+    parameters: int
+    loss: float | None
+    gradient_norm: float | None
+    eigenvalues: list[Eigenvalue]
+    smallest_eigenvalue: Eigenvalue
+    trace: Measured
+    negative_mass: Measured
+    negative_energy: Measured
+    zero: float
+    axis: Axis
+    density: SmoothDensity
+    ritz: list[tuple[NDArray[np.float64], NDArray[np.float64]]]
+    failures: list[str]
+    cost: Cost
+    provenance: dict[str, Any]
+    eigenvectors: Tensor | None = field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as `landscape/spectrum/1`."""
+        return {
+            "schema": SCHEMA,
+            "parameters": self.parameters,
+            "operator": self.operator,
+            "loss": self.loss,
+            "gradient_norm": self.gradient_norm,
+            "eigenvalues": [asdict(pair) for pair in self.eigenvalues],
+            "smallest_eigenvalue": asdict(self.smallest_eigenvalue),
+            "trace": asdict(self.trace),
+            "negative_mass": asdict(self.negative_mass),
+            "negative_energy": asdict(self.negative_energy),
+            "zero": self.zero,
+            "density": {**self.density._asdict(), "axis": self.axis},
+            "ritz": [{"nodes": nodes, "weights": weights} for nodes, weights in self.ritz],
+            "failures": self.failures,
+            "cost": asdict(self.cost),
+            "provenance": self.provenance,
+        }
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> "Spectrum":
+        """The inverse of `to_dict`.
+
+        Raises:
+            InputError: another schema, or parts are missing.
+        """
+        if saved.get("schema") != SCHEMA:
+            raise InputError(f"this is {saved.get('schema')!r}, not a result of kind {SCHEMA!r}")
+
+        def measured(name: str) -> Measured:
+            return Measured(**{key: _number(value) for key, value in saved[name].items()})
+
+        try:
+            density = dict(saved["density"])
+            axis = density.pop("axis")
+            arrays = {
+                name: np.array([_number(v) for v in density[name]])
+                for name in ("grid", "values", "standard_error")
+            }
+            return cls(
+                operator=saved["operator"],
+                parameters=saved["parameters"],
+                loss=saved["loss"],
+                gradient_norm=saved["gradient_norm"],
+                eigenvalues=[Eigenvalue(**pair) for pair in saved["eigenvalues"]],
+                smallest_eigenvalue=Eigenvalue(**saved["smallest_eigenvalue"]),
+                trace=measured("trace"),
+                negative_mass=measured("negative_mass"),
+                negative_energy=measured("negative_energy"),
+                zero=saved["zero"],
+                axis=axis,
+                density=SmoothDensity(**{**density, **arrays}),
+                ritz=[(np.array(r["nodes"]), np.array(r["weights"])) for r in saved["ritz"]],
+                failures=list(saved["failures"]),
+                cost=Cost(**saved["cost"]),
+                provenance=dict(saved["provenance"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"the saved spectrum is incomplete: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the result as JSON; the file appears whole or not at all."""
+        with atomic(path) as temporary:
+            temporary.write_text(to_json(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Spectrum":
+        """Read what `save` wrote."""
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text()))
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"cannot read a spectrum from {str(path)!r}: {error}") from error
+
+    def plot(self, path: str | Path | None = None, **options: Any) -> "Figure":
+        """Draw the density; see `landscape.plots.spectrum.plot_spectrum`."""
+        from landscape.plots.spectrum import plot_spectrum
+
+        return plot_spectrum(self.to_dict(), path, **options)
+
+
+def spectrum(
+    problem: Problem | Operator,
+    *,
+    operator: str = "hessian",
+    top: int = 5,
+    probes: int = 10,
+    steps: int = 50,
+    tolerance: float = 1e-4,
+    max_steps: int | None = None,
+    samples: int | None = None,
+    axis: Axis = "linear",
+    seed: int = 0,
+    progress: Callable[[Phase, int, int], None] | None = None,
+    command: str | None = None,
+) -> Spectrum:
+    """Eigenvalue density, leading eigenvalues and trace of a curvature matrix.
+
+    Args:
+        problem: the loss, or any operator.
+        operator: which matrix of the problem: "hessian" (default), "gauss-newton", "fisher",
+            "empirical-fisher" or "gradient-covariance".
+        top: number of largest eigenvalues; the smallest one is always computed too.
+        probes, steps: of stochastic Lanczos quadrature, see `spectral_density`; the trace comes from the
+            same probes.
+        tolerance, max_steps: of the eigenvalues, see `eigenpairs`.
+        samples: targets drawn per term for "fisher" (default: the exact expectation).
+        axis: smoothing on a "linear" or "symlog" axis.
+        seed: of all probes and starting vectors.
+        progress: called with (phase, products done, products expected).
+        command: the command line, for provenance.
+
+    Returns:
+        A `Spectrum`; its `failures` say what could not be trusted.
+
+    Raises:
+        InputError: an unknown operator or arguments out of range.
+        UntrustedResult: a product is not finite.
+    """
+    A = _operator(problem, operator, samples)
+    if not 1 <= top <= A.shape[0]:
+        raise InputError(f"top is {top}: it must lie between 1 and the order {A.shape[0]}")
+    loss = gradient_norm = None
+    if isinstance(problem, Problem):
+        loss, gradient_norm = problem.loss(), float(problem.gradient().double().norm())
+    meter = Meter(A)
+
+    def follow(phase: Phase) -> Callable[[int, int], None] | None:
+        return None if progress is None else partial(progress, phase)
+
+    density = spectral_density(
+        A, probes=probes, steps=steps, seed=seed, axis=axis, progress=follow("density")
+    )
+    pairs = extreme_eigenpairs(
+        A,
+        [("largest", top), ("smallest", 1)] if A.shape[0] > top else [("largest", top)],
+        tolerance=tolerance,
+        max_steps=max_steps,
+        seed=seed,
+        progress=follow("eigenvalues"),
+    )
+    found = [
+        Eigenvalue(value, residual, converged)
+        for value, residual, converged in zip(
+            pairs.values.tolist(), pairs.residuals.tolist(), pairs.converged.tolist(), strict=True
+        )
+    ]
+    zero = _rounding(A) * max(abs(pair.value) for pair in found)
+    masses = [float(w[n < -zero].sum()) for n, w in density.measures]
+    sizes = [float((abs(n) * w).sum()) for n, w in density.measures]
+    energies = [
+        float((-n * w)[n < -zero].sum()) / size if size else 0.0
+        for (n, w), size in zip(density.measures, sizes, strict=True)
+    ]
+    return Spectrum(
+        operator=type(A).__name__,
+        parameters=A.shape[0],
+        loss=loss,
+        gradient_norm=gradient_norm,
+        eigenvalues=found[:top],
+        smallest_eigenvalue=found[-1],
+        trace=_mean(density.first_moments.tolist()),
+        negative_mass=_mean(masses),
+        negative_energy=_mean(energies),
+        zero=zero,
+        axis=axis,
+        density=density.smoothed,
+        ritz=density.measures,
+        failures=_failures(found, top, tolerance, pairs.steps),
+        cost=meter.read(),
+        provenance=provenance(A, seed=seed, command=command)
+        | {"plan": {"engine": "double backward", "probes_per_block": probes}}
+        | {"arguments": {"top": top, "probes": probes, "steps": steps, "tolerance": tolerance}},
+        eigenvectors=pairs.vectors[:, :top],
+    )
+
+
+def _operator(problem: Problem | Operator, name: str, samples: int | None) -> Operator:
+    if isinstance(problem, Operator):
+        return problem
+    if not isinstance(problem, Problem):
+        raise InputError(f"spectrum needs a Problem or an operator, not {type(problem).__name__}")
+    if name not in OPERATORS:
+        raise InputError(f"unknown operator {name!r}: choose one of {', '.join(OPERATORS)}")
+    if samples is not None and name != "fisher":
+        raise InputError(f"samples={samples} only goes with the operator 'fisher', not {name!r}")
+    return Fisher(problem, samples=samples) if name == "fisher" else OPERATORS[name](problem)  # type: ignore[arg-type]
+
+
+def _rounding(A: Operator) -> float:
+    """Eigenvalues smaller than this share of the largest are rounding."""
+    import torch
+
+    return 10 * torch.finfo(A.dtype).eps
+
+
+def _mean(samples: list[float]) -> Measured:
+    count = len(samples)
+    error = float(np.std(samples, ddof=1)) / count**0.5 if count > 1 else float("nan")
+    return Measured(float(np.mean(samples)), error)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _failures(found: list[Eigenvalue], top: int, tolerance: float, steps: int) -> list[str]:
+    names = [f"eigenvalue {i + 1}" for i in range(top)] + ["the smallest eigenvalue"]
+    return [
+        f"{name} = {pair.value:.6g} has residual {pair.residual:.2g}, above the tolerance "
+        f"{tolerance:g} of the largest, after {steps} Lanczos steps"
+        for name, pair in zip(names, found, strict=False)
+        if not pair.converged
+    ]

@@ -1,0 +1,167 @@
+"""The look of every picture: type, lines and colours for a paper, and how numbers are written."""
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Okabe & Ito (2008), "Color universal design": distinct under every common colour blindness.
+BLACK, GREY, HAIRLINE = "#000000", "#595959", "#A6A6A6"
+BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+
+COLUMN = 3.25
+"""Width of one column of a two-column paper, in inches."""
+
+# Liberation Sans has the widths of Arial, so a picture has the same layout with either.
+FONTS = ("Arial", "Liberation Sans")
+
+# Keys are Any because newer matplotlib types them as a list of literals, older as str.
+SETTINGS: dict[Any, Any] = {
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.hspace": 0.0,
+    "figure.constrained_layout.h_pad": 0.03,
+    "figure.dpi": 300,
+    "savefig.dpi": 300,
+    "font.size": 7,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "figure.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 6,
+    "legend.frameon": False,
+    "mathtext.default": "regular",
+    "lines.linewidth": 0.9,
+    "axes.linewidth": 0.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.width": 0.5,
+    "ytick.major.width": 0.5,
+    "xtick.minor.width": 0.35,
+    "ytick.minor.width": 0.35,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.minor.size": 1.5,
+    "ytick.minor.size": 1.5,
+    # TrueType (42), not Type 3: journals refuse Type 3, and TrueType text stays editable.
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    # Outlines look the same where the font is missing; a fixed salt makes the file reproducible.
+    "svg.fonttype": "path",
+    "svg.hashsalt": "landscape",
+}
+
+
+@contextmanager
+def publication(width: float = COLUMN, *, aspect: float = 0.72) -> Iterator[None]:
+    """Draw and save figures in the size and type of a paper; the user's settings come back.
+
+    The settings start from matplotlib's defaults, so a picture does not depend on the user's style.
+
+    Args:
+        width: figure width in inches (3.25, one column, by default).
+        aspect: figure height as a share of its width (0.72 by default).
+
+    Raises:
+        ValueError: from matplotlib, when a figure is then made with a size that is not positive.
+
+    >>> import matplotlib
+    >>> with publication(7.0):
+    ...     print(matplotlib.rcParams["figure.figsize"][0], matplotlib.rcParams["pdf.fonttype"])
+    7.0 42
+    """
+    import matplotlib
+    from matplotlib import font_manager
+
+    installed = set(font_manager.get_font_names())
+    # DejaVu Sans comes with matplotlib: it stands in where both are missing, and for rare glyphs.
+    family = [name for name in FONTS if name in installed][:1] + ["DejaVu Sans"]
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        size = {"figure.figsize": (width, aspect * width), "font.family": family}
+        matplotlib.rcParams.update(SETTINGS | size)
+        yield
+
+
+def with_error(value: float | None, error: float | None) -> str:
+    """Write a value with its standard error to two digits; None for either says "unknown".
+
+    >>> with_error(17.9412, 0.3123), with_error(-2.5e7, 3e5), with_error(4.0, None)
+    ('17.94 ± 0.31', '(−2.500 ± 0.030) × 10⁷', '4 (error unknown)')
+    """
+    if value is None:
+        return "unknown"
+    if error is None:
+        return f"{number(value, 5)} (error unknown)"
+    # An error in the last digits would need all of them: it is written on its own.
+    if error < 1e-5 * abs(value) or error == 0:
+        return f"{number(value, 6)} ± {number(error, 1)}"
+    exponent = exponent_of(max(abs(value), error))
+    value, error = value / 10.0**exponent, error / 10.0**exponent
+    places = max(0, 1 - math.floor(math.log10(error)))
+    text = f"{value:.{places}f} ± {error:.{places}f}".replace("-", "−")
+    return text if exponent == 0 else f"({text}) × {power(exponent)}"
+
+
+def count(things: int, name: str) -> str:
+    """Write how many things there are.
+
+    >>> count(1, "probe"), count(2500, "parameter")
+    ('1 probe', '2,500 parameters')
+    """
+    return f"{things:,} {name}" + ("" if things == 1 else "s")
+
+
+def number(value: float, digits: int = 2) -> str:
+    """Write a number to some significant digits (2 by default), with a power of ten where it helps.
+
+    >>> number(0.0251), number(25100.0), number(-2.5e-8)
+    ('0.025', '25000', '−2.5 × 10⁻⁸')
+    """
+    exponent = exponent_of(value)
+    rounded = float(f"{value / 10.0**exponent:.{digits}g}")
+    text = f"{rounded:.6g}".replace("-", "−")
+    return text if exponent == 0 else f"{text} × {power(exponent)}"
+
+
+def exponent_of(value: float) -> int:
+    """Give the power of ten to write behind a number: 0 from 0.001 up to 100 000, and for 0."""
+    exponent = math.floor(math.log10(abs(value))) if value else 0
+    return 0 if -3 <= exponent < 5 else exponent
+
+
+def power(exponent: int) -> str:
+    """Write a power of ten in plain Unicode: 10⁻³."""
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def raised(label: str) -> str:
+    """Turn Unicode superscripts into math text, which raises them as on a logarithmic axis."""
+    plain = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+    return re.sub("[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda found: f"$^{{{found[0].translate(plain)}}}$", label)
+
+
+def symlog_ticks(s: float, low: float, high: float) -> tuple[dict[float, str], list[float]]:
+    """Place the ticks of an axis spaced by asinh(x / s): zero and powers of ten, and minor ticks.
+
+    Args:
+        s: where the axis turns from linear to logarithmic.
+        low, high: the ends of the axis.
+
+    Returns:
+        The labels of the major ticks by place, and the places of the minor ticks.
+
+    >>> symlog_ticks(0.005, -0.02, 1.5)[0]
+    {0.0: '0', 0.01: '10⁻²', -0.01: '−10⁻²', 0.1: '10⁻¹', 1.0: '10⁰'}
+    """
+    # Closer to zero than 1.5 s, a label would touch the label of zero.
+    first, last = math.ceil(math.log10(1.5 * s)), math.floor(math.log10(max(-low, high)))
+    major, minor = {0.0: "0"}, []
+    for exponent in range(first - 1, last + 1):
+        for sign, mark in ((1, ""), (-1, "−")):
+            steps = [sign * k * 10.0**exponent for k in range(1, 10)]
+            minor += [x for x in steps if low <= x <= high and abs(x) >= s / 2]
+            if exponent >= first and low <= steps[0] <= high:
+                major[steps[0]] = mark + power(exponent)
+    return major, minor

@@ -1,0 +1,166 @@
+"""The result contract: cost, provenance, and files that are never half-written."""
+
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from landscape.operators.base import Operator
+
+Progress = Callable[[int, int], None]  # (products done, products expected)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a number cost.
+
+    `products` counts matrix–vector products, `gradient_equivalents` the time of those products divided
+    by the time of one gradient over the same data in the same process (None where there is no model),
+    `seconds` the wall-clock time, `peak_bytes` the largest memory: of the process on the CPU, of the
+    allocator on CUDA.
+    """
+
+    products: int
+    gradient_equivalents: float | None
+    seconds: float
+    peak_bytes: int
+
+    def __add__(self, other: "Cost") -> "Cost":
+        parts = (self.gradient_equivalents, other.gradient_equivalents)
+        return Cost(
+            self.products + other.products,
+            None if None in parts else sum(p for p in parts if p is not None),
+            self.seconds + other.seconds,
+            max(self.peak_bytes, other.peak_bytes),
+        )
+
+
+class Meter:
+    """Reads the cost of what an operator has been used for since the meter was made."""
+
+    def __init__(self, operator: "Operator") -> None:
+        self._operator = operator
+        self._products, self._seconds = operator.products, operator.seconds
+        self._start = time.perf_counter()
+
+    def read(self) -> Cost:
+        problem = getattr(self._operator, "problem", None)
+        elapsed = time.perf_counter() - self._start
+        spent = self._operator.seconds - self._seconds
+        return Cost(
+            self._operator.products - self._products,
+            None if problem is None else spent / problem.gradient_seconds(),
+            elapsed,
+            _peak_bytes(self._operator.device.type),
+        )
+
+
+def _peak_bytes(device: str) -> int:
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its standard error over `probes` independent probes."""
+
+    value: float
+    standard_error: float
+    probes: int
+    converged: bool | None  # whether the asked tolerance was reached; None if none was asked
+    cost: Cost
+
+    def __str__(self) -> str:
+        return f"{self.value:.6g} ± {self.standard_error:.2g}"
+
+
+def provenance(operator: "Operator", *, seed: int, command: str | None) -> dict[str, Any]:
+    """Versions, machine, seed, time, command, and what was measured."""
+    import scipy
+    import torch
+
+    from landscape import __version__
+
+    problem = getattr(operator, "problem", None)
+    device = torch.device(operator.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "landscape": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(operator.device),
+        "device_name": name or platform.machine(),
+        "dtype": str(operator.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "problem": None if problem is None else problem.summary(),
+    }
+
+
+def jsonable(value: Any) -> Any:
+    """Plain JSON values: arrays become lists, NaN and infinities become null."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return jsonable(value.tolist())
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, Cost):
+        return jsonable(asdict(value))
+    return value
+
+
+def to_json(result: dict[str, Any]) -> str:
+    return json.dumps(jsonable(result), allow_nan=False, indent=1)
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path`, moved into its place only after everything was written."""
+    final = Path(path)
+    handle, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.stem}.", suffix=final.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
