@@ -36,9 +36,9 @@ def demo(
 
     from landscape.demos.train import train
     from landscape.loading.archive import save_problem
+    from landscape.numerals import duration
 
     from .output import require_folder, require_new
-    from .text import duration
 
     require_folder(output)
     require_new(output, force)

@@ -11,6 +11,8 @@ from landscape.errors import LandscapeError
 
 from . import demo, spectrum
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="landscape",
     help="Curvature and loss landscapes of neural networks, with error bars.",
@@ -45,11 +47,12 @@ def main() -> None:
     trusted, 130 interrupted.
     """
     try:
-        sys.exit(app(standalone_mode=False))
-    except KeyboardInterrupt:
-        _stop("interrupted; nothing was written", 130)
-    except typer.Abort:
-        _stop("interrupted; nothing was written", 130)
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # typer turns Ctrl-C into a return value, in some versions
+            raise KeyboardInterrupt
+        sys.exit(code)
+    except (KeyboardInterrupt, typer.Abort):
+        _stop("interrupted; nothing was written", INTERRUPTED)
     except LandscapeError as error:
         _stop(str(error), error.exit_code)
     except OSError as error:

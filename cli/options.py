@@ -158,6 +158,10 @@ def parse_dtype(name: str | None) -> "torch.dtype | None":
 
 def parse_norm_stats(name: str | None) -> Literal["running", "batch"] | None:
     """The choice of `--norm-stats`."""
-    if name is None or name == "running" or name == "batch":
-        return name
+    if name is None:
+        return None
+    if name == "running":
+        return "running"
+    if name == "batch":
+        return "batch"
     raise InputError(f"--norm-stats is {name!r}: choose running or batch")

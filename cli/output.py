@@ -29,13 +29,3 @@ def require_other(path: Path, model: Path) -> None:
     """Refuse to write a result over the model."""
     if path.resolve() == model.resolve():
         raise InputError(f"{str(path)!r} is the model itself: choose another file for the result")
-
-
-def require_figure(path: Path) -> None:
-    """Refuse a figure of a kind that cannot be drawn."""
-    from landscape.plots.spectrum import UNDATED
-
-    if path.suffix.lower() not in UNDATED:
-        raise InputError(
-            f"a figure cannot be written to {str(path)!r}: end it in {', '.join(UNDATED)}"
-        )

@@ -85,14 +85,14 @@ def spectrum(
     dtype: options.Dtype = None,
     seed: options.Seed = 0,
     axis: Annotated[
-        str | None,
+        str,
         typer.Option(
             "--axis",
             metavar="linear|symlog",
             help="Eigenvalue axis of the figure.",
             rich_help_panel=OUTPUT,
         ),
-    ] = None,
+    ] = "symlog",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -121,13 +121,16 @@ def spectrum(
 
     from landscape.analyses.spectrum import spectrum as analyse
     from landscape.loading.archive import load_problem
+    from landscape.plots.spectrum import require_ending
+    from landscape.plots.spectrum_picture import check_axis
 
-    from .output import require_figure, require_folder, require_other
+    from .output import require_folder, require_other
     from .progress import phases
 
     figure = output or model.with_name(f"{model.stem}.spectrum.pdf")
     to_stdout = str(json_file) == "-"
-    require_figure(figure)
+    require_ending(figure)
+    check_axis(axis)
     for path in [figure] if to_stdout or json_file is None else [figure, json_file]:
         require_folder(path)
         require_other(path, model)
@@ -169,7 +172,7 @@ def spectrum(
         print(to_json(result.to_dict()))
     elif json_file is not None:
         result.save(json_file)
-    result.plot(figure, **({} if axis is None else {"axis": axis}))
+    result.plot(figure, axis=axis)
     written = [figure] if to_stdout or json_file is None else [figure, json_file]
     _show(messages if to_stdout else Console(), result, model, written)
     if result.failures:
@@ -181,7 +184,7 @@ def _show(console: "Console", result: "Spectrum", model: Path, written: list[Pat
     from rich.markup import escape
     from rich.table import Table
 
-    from .text import duration, size, uncertain
+    from landscape.numerals import duration, memory, number, with_error
 
     about = result.provenance["problem"]
     console.print(f"[bold]{result.operator}[/bold] of {escape(str(model))}", highlight=False)
@@ -190,24 +193,27 @@ def _show(console: "Console", result: "Spectrum", model: Path, written: list[Pat
     table.add_column(style="dim", no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(style="dim")
-    table.add_row("loss", f"{result.loss:.6g}", f"gradient norm {result.gradient_norm:.3g}")
+    table.add_row(
+        "loss", f"{result.loss:.6g}", f"gradient norm {number(result.gradient_norm or 0.0, 3)}"
+    )
     pairs = [(f"λ{i + 1}", pair) for i, pair in enumerate(result.eigenvalues)]
     if result.parameters > len(pairs):
         pairs.append(("λ min", result.smallest_eigenvalue))
     for name, pair in pairs:
         note = "" if pair.converged else "[red]not converged[/red]"
-        table.add_row(name, uncertain(pair.value, pair.residual), note)
+        table.add_row(name, with_error(pair.value, pair.residual), note)
     arguments = result.provenance["arguments"]
     table.add_row(
         "trace",
-        uncertain(result.trace.value, result.trace.standard_error),
+        with_error(result.trace.value, result.trace.standard_error),
         f"standard error over {arguments['probes']} probes",
     )
     mass, energy = result.negative_mass, result.negative_energy
     table.add_row(
         "negative",
-        f"{uncertain(100 * mass.value, 100 * mass.standard_error)} % of eigenvalues",
-        f"{uncertain(100 * energy.value, 100 * energy.standard_error)} % of Σ|λ|",
+        f"{with_error(100 * energy.value, 100 * energy.standard_error)} % of Σ|λ|",
+        f"{number(100 * mass.value)} % of the eigenvalues, between {number(100 * mass.lower)} and "
+        f"{number(100 * mass.upper)} %",
     )
     cost = result.cost
     gradients = (
@@ -218,7 +224,7 @@ def _show(console: "Console", result: "Spectrum", model: Path, written: list[Pat
     table.add_row(
         "cost",
         f"{cost.products:,} products{gradients}",
-        f"{duration(cost.seconds)}, peak {size(cost.peak_bytes)}",
+        f"{duration(cost.seconds)}, peak {memory(cost.peak_bytes)}",
     )
     console.print(table, highlight=False)
     for path in written:
@@ -226,14 +232,17 @@ def _show(console: "Console", result: "Spectrum", model: Path, written: list[Pat
 
 
 def _describe(about: dict[str, Any]) -> str:
-    """What was measured, in a line or two."""
+    """What was measured, in two lines, or three where parameters are unused."""
+    terms = (
+        "" if about["loss_terms"] == about["samples"] else f" ({about['loss_terms']:,.10g} terms)"
+    )
     norm = f", {about['norm_stats']} batch-norm statistics" if about["norm_layers"] else ""
     lines = [
         (
-            f"{about['model']}, {about['parameters']:,} parameters; {about['loss']} over "
-            f"{about['samples']:,} samples ({about['loss_terms']:,.10g} terms){norm}; {about['dtype']} on "
-            f"{about['device']}"
-        )
+            f"{about['model']}, {about['parameters']:,} parameters in {about['dtype']} on "
+            f"{about['device']}{norm}"
+        ),
+        f"{about['loss']} over {about['samples']:,} samples{terms}",
     ]
     unused = about["unused_parameters"]
     if unused:

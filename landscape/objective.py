@@ -101,7 +101,7 @@ class Objective:
                 f"the loss is a {type(loss).__name__}, not a name or a callable: "
                 "pass for example torch.nn.functional.cross_entropy"
             )
-        self.loss = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss
+        self.loss = loss
         self.terms = terms
         self.function, self.options = _recognise(loss)
         self.scalar: Literal["mean", "sum"] | None = None  # what a user's scalar turned out to be
@@ -121,14 +121,15 @@ class Objective:
         return -1 if self.function is token_cross_entropy else 1
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Objective":
-        """Move class weights and the like to where the outputs are."""
+        """The same objective with its class weights and the like where the outputs are."""
+        other = copy.copy(self)
         if isinstance(self.loss, nn.Module):
-            self.loss = self.loss.to(device, dtype)
-        self.options = {
+            other.loss = copy.deepcopy(self.loss).to(device, dtype)
+        other.options = {
             key: value.to(device, dtype) if isinstance(value, Tensor) else value
             for key, value in self.options.items()
         }
-        return self
+        return other
 
     def total(self, output: Any, target: Any) -> tuple[Tensor, float]:
         """Sum of the loss terms of a batch (scalar, differentiable) and their number."""

@@ -1,6 +1,7 @@
 """The loss as a function of the parameters: model, loss, data, and every rule about them."""
 
 import contextlib
+import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -128,7 +129,7 @@ class Problem:
             for name, value in values
         )
         if self.objective is not None:
-            self.objective.to(self.device, self.dtype)
+            self.objective = self.objective.to(self.device, self.dtype)
         self._host = _Host(model)
         self._rnn = evaluation.has_rnn(model)
         self._data = batches.as_batches(data, batch_size, pairs=self.objective is not None)
@@ -141,6 +142,15 @@ class Problem:
     def size(self) -> int:
         """Number of selected parameters P."""
         return self.layout.size
+
+    def astype(self, dtype: torch.dtype) -> "Problem":
+        """The same problem in another floating-point type, on the same weights and data."""
+        other = copy.copy(self)
+        other.dtype = dtype
+        other._kept = None
+        if self.objective is not None:
+            other.objective = self.objective.to(self.device, dtype)
+        return other
 
     def supervised(self) -> Objective:
         """The loss apart from the model.
@@ -176,12 +186,14 @@ class Problem:
         return result / self.terms
 
     def gradient_seconds(self) -> float:
-        """Time of one gradient over all the data here and now; measured once, after a warm-up."""
+        """Time of one gradient over all the data here: the median of three after a warm-up."""
         if self._gradient_seconds is None:
-            self.gradient()
-            start = time.perf_counter()
-            float(self.gradient()[0])  # waits for the device
-            self._gradient_seconds = time.perf_counter() - start
+            times = []
+            for _ in range(4):
+                start = time.perf_counter()
+                float(self.gradient()[0])  # waits for the device
+                times.append(time.perf_counter() - start)
+            self._gradient_seconds = sorted(times[1:])[1]
         return self._gradient_seconds
 
     def unused(self) -> list[str]:

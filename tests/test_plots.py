@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from landscape.errors import InputError
 from landscape.estimators.smoothing import Axis, smooth
-from landscape.plots.spectrum import LABELS, plot_spectrum, spectrum_html
-from landscape.plots.style import with_error
+from landscape.numerals import with_error
+from landscape.plots.spectrum import plot_spectrum
+from landscape.plots.spectrum_page import spectrum_html
+from landscape.plots.spectrum_picture import LABELS
 
 Array = NDArray[np.float64]
 
@@ -323,9 +325,9 @@ def test_unknown_ending_axis_or_result_is_refused_in_a_sentence(tmp_path: Path) 
     with pytest.raises(InputError) as refused:
         plot_spectrum(NET, "a.jpg")
     assert str(refused.value) == (
-        "Cannot save a spectrum to 'a.jpg': its ending must be one of .png, .svg, .pdf, .html."
+        "cannot save a spectrum to 'a.jpg': its ending must be one of .png, .svg, .pdf, .html."
     )
-    with pytest.raises(InputError, match="^Cannot draw a spectrum on axis 'log': choose 'linear'"):
+    with pytest.raises(InputError, match="^cannot draw a spectrum on axis 'log': choose 'linear'"):
         plot_spectrum(NET, axis="log")  # type: ignore[arg-type]  # the point of the test
     with pytest.raises(InputError, match="schema 'landscape/trace/1': expected"):
         plot_spectrum({"schema": "landscape/trace/1"}, tmp_path / "a.png")

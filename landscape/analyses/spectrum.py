@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import Tensor
 
 from landscape.errors import InputError
-from landscape.estimators.lanczos import extreme_eigenpairs
-from landscape.estimators.slq import spectral_density
-from landscape.estimators.smoothing import Axis, SmoothDensity
-from landscape.operators.base import Operator
+from landscape.estimators.lanczos import extreme_eigenpairs, remeasure
+from landscape.estimators.slq import Measure, spectral_density
+from landscape.estimators.smoothing import SmoothDensity, mass_below
+from landscape.operators.base import CurvatureOperator, Operator
 from landscape.operators.empirical_fisher import EmpiricalFisher, GradientCovariance
 from landscape.operators.fisher import Fisher
 from landscape.operators.gauss_newton import GaussNewton
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCHEMA = "landscape/spectrum/1"
-OPERATORS: dict[str, type[Operator]] = {
+OPERATORS: dict[str, type[CurvatureOperator]] = {
     "hessian": Hessian,
     "gauss-newton": GaussNewton,
     "fisher": Fisher,
@@ -55,13 +55,21 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Share(Measured):
+    """A share with its standard error, and the bounds that the number of Lanczos steps allows."""
+
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True)
 class Spectrum:
     """The spectrum of a curvature matrix, with the error, cost and provenance of every part.
 
     `eigenvalues` are the largest, largest first, and `smallest_eigenvalue` the other end.
-    `negative_mass` is the share of eigenvalues below −`zero`, `negative_energy` their share of Σ|λ|;
-    smaller values cannot be told from zero in the working precision. `density` integrates to 1 over its
-    grid; `ritz` holds the quadrature (nodes, weights) of every probe. `eigenvectors`, of shape
+    `negative_mass` is the share of eigenvalues below −`zero`, with bounds, `negative_energy` their share
+    of Σ|λ|; smaller values cannot be told from zero in the working precision. `density` integrates to 1 over its
+    grid; `ritz` holds the quadrature of every probe. `eigenvectors`, of shape
     (P, number of eigenvalues), are not saved. `failures` lists, in words, what could not be trusted.
     """
 
@@ -72,12 +80,11 @@ class Spectrum:
     eigenvalues: list[Eigenvalue]
     smallest_eigenvalue: Eigenvalue
     trace: Measured
-    negative_mass: Measured
+    negative_mass: Share
     negative_energy: Measured
     zero: float
-    axis: Axis
     density: SmoothDensity
-    ritz: list[tuple[NDArray[np.float64], NDArray[np.float64]]]
+    ritz: list[Measure]
     failures: list[str]
     cost: Cost
     provenance: dict[str, Any]
@@ -97,8 +104,8 @@ class Spectrum:
             "negative_mass": asdict(self.negative_mass),
             "negative_energy": asdict(self.negative_energy),
             "zero": self.zero,
-            "density": {**self.density._asdict(), "axis": self.axis},
-            "ritz": [{"nodes": nodes, "weights": weights} for nodes, weights in self.ritz],
+            "density": {**self.density._asdict(), "axis": "linear"},
+            "ritz": [measure._asdict() for measure in self.ritz],
             "failures": self.failures,
             "cost": asdict(self.cost),
             "provenance": self.provenance,
@@ -114,12 +121,12 @@ class Spectrum:
         if saved.get("schema") != SCHEMA:
             raise InputError(f"this is {saved.get('schema')!r}, not a result of kind {SCHEMA!r}")
 
-        def measured(name: str) -> Measured:
-            return Measured(**{key: _number(value) for key, value in saved[name].items()})
+        def numbers(name: str) -> dict[str, float]:
+            return {key: _number(value) for key, value in saved[name].items()}
 
         try:
             density = dict(saved["density"])
-            axis = density.pop("axis")
+            del density["axis"]
             arrays = {
                 name: np.array([_number(v) for v in density[name]])
                 for name in ("grid", "values", "standard_error")
@@ -131,13 +138,12 @@ class Spectrum:
                 gradient_norm=saved["gradient_norm"],
                 eigenvalues=[Eigenvalue(**pair) for pair in saved["eigenvalues"]],
                 smallest_eigenvalue=Eigenvalue(**saved["smallest_eigenvalue"]),
-                trace=measured("trace"),
-                negative_mass=measured("negative_mass"),
-                negative_energy=measured("negative_energy"),
+                trace=Measured(**numbers("trace")),
+                negative_mass=Share(**numbers("negative_mass")),
+                negative_energy=Measured(**numbers("negative_energy")),
                 zero=saved["zero"],
-                axis=axis,
                 density=SmoothDensity(**{**density, **arrays}),
-                ritz=[(np.array(r["nodes"]), np.array(r["weights"])) for r in saved["ritz"]],
+                ritz=[Measure(**{k: np.array(v) for k, v in m.items()}) for m in saved["ritz"]],
                 failures=list(saved["failures"]),
                 cost=Cost(**saved["cost"]),
                 provenance=dict(saved["provenance"]),
@@ -175,12 +181,14 @@ def spectrum(
     tolerance: float = 1e-4,
     max_steps: int | None = None,
     samples: int | None = None,
-    axis: Axis = "linear",
     seed: int = 0,
     progress: Callable[[Phase, int, int], None] | None = None,
     command: str | None = None,
 ) -> Spectrum:
     """Eigenvalue density, leading eigenvalues and trace of a curvature matrix.
+
+    The eigenpairs of a model in float32 are measured once more in float64, so that their residuals
+    include all rounding.
 
     Args:
         problem: the loss, or any operator.
@@ -191,7 +199,6 @@ def spectrum(
             same probes.
         tolerance, max_steps: of the eigenvalues, see `eigenpairs`.
         samples: targets drawn per term for "fisher" (default: the exact expectation).
-        axis: smoothing on a "linear" or "symlog" axis.
         seed: of all probes and starting vectors.
         progress: called with (phase, products done, products expected).
         command: the command line, for provenance.
@@ -214,9 +221,7 @@ def spectrum(
     def follow(phase: Phase) -> Callable[[int, int], None] | None:
         return None if progress is None else partial(progress, phase)
 
-    density = spectral_density(
-        A, probes=probes, steps=steps, seed=seed, axis=axis, progress=follow("density")
-    )
+    density = spectral_density(A, probes=probes, steps=steps, seed=seed, progress=follow("density"))
     pairs = extreme_eigenpairs(
         A,
         [("largest", top), ("smallest", 1)] if A.shape[0] > top else [("largest", top)],
@@ -225,6 +230,10 @@ def spectrum(
         seed=seed,
         progress=follow("eigenvalues"),
     )
+    cost = meter.read()
+    if isinstance(A, CurvatureOperator) and A.dtype != torch.float64 and A.device.type != "mps":
+        pairs = remeasure(pairs, A.astype(torch.float64), tolerance=tolerance)
+        cost = cost + pairs.cost
     found = [
         Eigenvalue(value, residual, converged)
         for value, residual, converged in zip(
@@ -232,12 +241,8 @@ def spectrum(
         )
     ]
     zero = _rounding(A) * max(abs(pair.value) for pair in found)
-    masses = [float(w[n < -zero].sum()) for n, w in density.measures]
-    sizes = [float((abs(n) * w).sum()) for n, w in density.measures]
-    energies = [
-        float((-n * w)[n < -zero].sum()) / size if size else 0.0
-        for (n, w), size in zip(density.measures, sizes, strict=True)
-    ]
+    masses = [mass_below(measure, -zero) for measure in density.measures]
+    energies = [_negative_energy(measure, zero) for measure in density.measures]
     return Spectrum(
         operator=type(A).__name__,
         parameters=A.shape[0],
@@ -246,14 +251,17 @@ def spectrum(
         eigenvalues=found[:top],
         smallest_eigenvalue=found[-1],
         trace=_mean(density.first_moments.tolist()),
-        negative_mass=_mean(masses),
+        negative_mass=Share(
+            **vars(_mean([value for value, _, _ in masses])),
+            lower=float(np.mean([lower for _, lower, _ in masses])),
+            upper=float(np.mean([upper for _, _, upper in masses])),
+        ),
         negative_energy=_mean(energies),
         zero=zero,
-        axis=axis,
         density=density.smoothed,
         ritz=density.measures,
         failures=_failures(found, top, tolerance, pairs.steps),
-        cost=meter.read(),
+        cost=cost,
         provenance=provenance(A, seed=seed, command=command)
         | {"plan": {"engine": "double backward", "probes_per_block": probes}}
         | {"arguments": {"top": top, "probes": probes, "steps": steps, "tolerance": tolerance}},
@@ -270,14 +278,19 @@ def _operator(problem: Problem | Operator, name: str, samples: int | None) -> Op
         raise InputError(f"unknown operator {name!r}: choose one of {', '.join(OPERATORS)}")
     if samples is not None and name != "fisher":
         raise InputError(f"samples={samples} only goes with the operator 'fisher', not {name!r}")
-    return Fisher(problem, samples=samples) if name == "fisher" else OPERATORS[name](problem)  # type: ignore[arg-type]
+    return Fisher(problem, samples=samples) if name == "fisher" else OPERATORS[name](problem)
 
 
 def _rounding(A: Operator) -> float:
     """Eigenvalues smaller than this share of the largest are rounding."""
-    import torch
-
     return 10 * torch.finfo(A.dtype).eps
+
+
+def _negative_energy(measure: Measure, zero: float) -> float:
+    """Share of the negative eigenvalues in Σ|λ|."""
+    energy = abs(measure.nodes) * measure.weights
+    total = float(energy.sum())
+    return float(energy[measure.nodes < -zero].sum()) / total if total else 0.0
 
 
 def _mean(samples: list[float]) -> Measured:

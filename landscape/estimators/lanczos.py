@@ -76,7 +76,7 @@ def eigenpairs(
         >>> import torch, landscape as ls
         >>> A = ls.as_operator(torch.diag(torch.tensor([3.0, 1.0, 3.0, -2.0])))
         >>> ls.eigenpairs(A, 2).values
-        tensor([3.0000, 3.0000], dtype=torch.float64)
+        tensor([3., 3.], dtype=torch.float64)
     """
     size = A.shape[0]
     if not 1 <= k <= size:
@@ -114,18 +114,25 @@ def extreme_eigenpairs(
     meter = Meter(A)
     basis, coefficients, size = _krylov(A, ends, tolerance, limit, seed, progress)
     vectors = basis.T @ torch.as_tensor(coefficients).to(basis)
-    vectors /= vectors.norm(dim=0)
+    return _measure(A, vectors, tolerance * size, basis.shape[0], meter)
+
+
+def remeasure(pairs: Eigenpairs, A: Operator, *, tolerance: float = 1e-4) -> Eigenpairs:
+    """The same vectors measured with another operator: Rayleigh quotients and residuals by k products.
+
+    Measured in float64, the pairs of a float32 operator get residuals that include the rounding of all
+    the float32 arithmetic before, and values whose error is of second order in them.
+    """
+    largest = float(pairs.values.abs().max())
+    return _measure(A, pairs.vectors.to(A.dtype), tolerance * largest, pairs.steps, Meter(A))
+
+
+def _measure(A: Operator, vectors: Tensor, accepted: float, steps: int, meter: Meter) -> Eigenpairs:
+    vectors = vectors / vectors.norm(dim=0)
     products = A @ vectors
     values = (vectors * products).sum(0)
     residuals = (products - vectors * values).norm(dim=0)
-    return Eigenpairs(
-        values,
-        vectors,
-        residuals,
-        residuals <= tolerance * size,
-        basis.shape[0],
-        meter.read(),
-    )
+    return Eigenpairs(values, vectors, residuals, residuals <= accepted, steps, meter.read())
 
 
 def _krylov(
@@ -161,7 +168,7 @@ def _krylov(
             progress(step + 1, limit + k)
         last = step + 1 == limit
         if last or ((closed or (step + 1) % CHECK_EVERY == 0) and step + 1 >= k):
-            values, vectors = eigh_tridiagonal(np.array(diagonal), np.array(coupling[:-1]))
+            values, vectors = _tridiagonal(diagonal, coupling[:-1])
             bounds = coupling[-1] * np.abs(vectors[-1])
             largest = float(np.abs(values).max())
             accepted = 0.5 * tolerance * largest
@@ -182,6 +189,11 @@ def _krylov(
         else:
             q = w / beta
     raise AssertionError("unreachable: the last step returns")
+
+
+def _tridiagonal(diagonal: list[float], coupling: list[float]) -> tuple[Array, Array]:
+    values, vectors = eigh_tridiagonal(np.array(diagonal), np.array(coupling))
+    return values.astype(np.float64), vectors.astype(np.float64)
 
 
 def _fresh_vector(A: Operator, known: Tensor, source: torch.Generator) -> Tensor:

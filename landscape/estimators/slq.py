@@ -1,6 +1,7 @@
 """Eigenvalue density by stochastic Lanczos quadrature."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,32 +11,34 @@ from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.estimators.probes import generator, rademacher
-from landscape.estimators.smoothing import Axis, SmoothDensity, smooth
+from landscape.estimators.smoothing import SmoothDensity, smooth
 from landscape.operators.base import Operator
 from landscape.results import Cost, Meter, Progress
 
 Array = NDArray[np.float64]
 
 
+class Measure(NamedTuple):
+    """The quadrature of one probe: Ritz values, ascending, their weights, which sum to 1, and the
+    residuals of the Ritz pairs, each of shape (m,)."""
+
+    nodes: Array
+    weights: Array
+    residuals: Array
+
+
 @dataclass(frozen=True)
 class SpectralDensity:
     """A quadrature measure for every probe, and their smoothed average.
 
-    `nodes[i]` and `weights[i]` are the Ritz values of probe i, ascending, and their weights, which sum
-    to 1. `smoothed` holds grid, values, standard error and kernel width; `first_moments[i]` is zᵀAz of
-    probe i, one Hutchinson sample of the trace.
+    `smoothed` holds grid, values, standard error and kernel width; `first_moments[i]` is zᵀAz of probe
+    i, one Hutchinson sample of the trace.
     """
 
-    nodes: list[Array]
-    weights: list[Array]
+    measures: list[Measure]
     smoothed: SmoothDensity
-    axis: Axis
     first_moments: Array
     cost: Cost
-
-    @property
-    def measures(self) -> list[tuple[Array, Array]]:
-        return list(zip(self.nodes, self.weights, strict=True))
 
 
 def spectral_density(
@@ -45,7 +48,6 @@ def spectral_density(
     steps: int = 50,
     seed: int = 0,
     reorthogonalize: bool = False,
-    axis: Axis = "linear",
     width: float = 0.005,
     progress: Progress | None = None,
 ) -> SpectralDensity:
@@ -65,11 +67,12 @@ def spectral_density(
         steps: Lanczos steps, at most P.
         seed: of the probes.
         reorthogonalize: keep the basis, steps × P numbers per probe, and orthogonalise against it twice.
-        axis, width: smoothing, see `smooth`: a Gaussian of `width` times the range of the spectrum.
+        width: of the Gaussians that smooth the density, as a share of the range of the spectrum, see
+            `smooth`; `smooth(result.measures, axis="symlog")` smooths the same measures otherwise.
         progress: called with (products done, products expected).
 
     Returns:
-        Nodes and weights of every probe, and the smoothed density with its standard error over probes,
+        The quadrature of every probe, and the smoothed density with its standard error over probes,
         which does not include the bias of smoothing and of a finite number of steps.
 
     Raises:
@@ -78,7 +81,7 @@ def spectral_density(
     Example:
         >>> import torch, landscape as ls
         >>> A = ls.as_operator(torch.diag(torch.tensor([1.0, 1.0, 5.0])))
-        >>> ls.spectral_density(A, probes=1).nodes[0].round(6)
+        >>> ls.spectral_density(A, probes=1).measures[0].nodes.round(6)
         array([1., 5.])
     """
     if probes < 1 or steps < 1:
@@ -87,19 +90,18 @@ def spectral_density(
     steps = min(steps, A.shape[0])
     start = rademacher(A, probes, generator(seed))
     diagonals, couplings, lengths = _recurrence(A, start, steps, reorthogonalize, progress)
-    nodes, weights = [], []
-    for alpha, beta, length in zip(diagonals, couplings, lengths, strict=True):
-        values, vectors = eigh_tridiagonal(alpha[:length], beta[: length - 1])
-        nodes.append(values)
-        weights.append(vectors[0] ** 2)
-    return SpectralDensity(
-        nodes,
-        weights,
-        smooth(list(zip(nodes, weights, strict=True)), axis=axis, width=width),
-        axis,
-        diagonals[:, 0] * A.shape[0],
-        meter.read(),
-    )
+    measures = [
+        _quadrature(alpha[:length], beta[:length])
+        for alpha, beta, length in zip(diagonals, couplings, lengths, strict=True)
+    ]
+    moments = diagonals[:, 0] * A.shape[0]
+    return SpectralDensity(measures, smooth(measures, width=width), moments, meter.read())
+
+
+def _quadrature(alpha: Array, beta: Array) -> Measure:
+    """Gauss quadrature of the tridiagonal matrix (alpha, beta); the last beta is the residual's."""
+    nodes, vectors = eigh_tridiagonal(alpha, beta[:-1])
+    return Measure(nodes.astype(float), vectors[0].astype(float) ** 2, beta[-1] * abs(vectors[-1]))
 
 
 def _recurrence(
@@ -134,13 +136,13 @@ def _recurrence(
         beta = w.norm(dim=0)
         scale = torch.maximum(scale, alpha.abs() + beta)
         alive = alive & (beta > tiny * scale)  # relative to A's own size, never to 1
+        beta = torch.where(alive, beta, 0)
         diagonals.append(alpha)
         couplings.append(beta)
         if progress is not None:
             progress((step + 1) * probes, steps * probes)
         if not bool(alive.any()):
             break
-        beta = torch.where(alive, beta, 0)
         previous, q = q, torch.where(alive, w / torch.where(alive, beta, 1), 0)
     return (
         torch.stack(diagonals, dim=1).double().cpu().numpy(),

@@ -1,10 +1,11 @@
-"""From quadrature measures to a smooth density with a pointwise standard error (NumPy only)."""
+"""From quadrature measures to densities and shares of eigenvalues, with their errors."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr
 
 Array = NDArray[np.float64]
 Axis = Literal["linear", "symlog"]
@@ -21,54 +22,98 @@ class SmoothDensity(NamedTuple):
 
 
 def smooth(
-    measures: Sequence[tuple[ArrayLike, ArrayLike]],
+    measures: Sequence[Sequence[ArrayLike]],
     *,
     axis: Axis = "linear",
     width: float = 0.005,
     points: int = 1024,
     linear_threshold: float = 1e-3,
 ) -> SmoothDensity:
-    """Smooth one discrete measure per probe with a Gaussian kernel and average over the probes.
+    """Replace every node of every probe's measure by a Gaussian, and average over the probes.
 
-    On the "linear" axis the kernel lives on the eigenvalue itself; on the "symlog" axis it lives on
-    u = asinh(eigenvalue / s), which resolves the bulk near zero and the outliers in one picture. Either
-    way the result is a density per unit of eigenvalue: the factor du/dλ is included.
+    The standard deviation σ of a node's Gaussian has two parts, σ² = w² + r². w is the resolution that
+    is asked for: the same everywhere on the "linear" axis; on the "symlog" axis h·√(λ² + s²), a fixed
+    width h in u = asinh(λ / s), so that the bulk near zero and the outliers show in one picture. r is
+    the resolution that Lanczos has reached there: the residual of the Ritz pair, which is the standard
+    deviation of the spectral measure of its Ritz vector, but at most half the distance to the next node,
+    since the mass of a node lies between its neighbours (Golub & Meurant 2010, the
+    Chebyshev–Markov–Stieltjes inequalities). Without r, a continuous bulk would look like a comb.
 
     Args:
-        measures: one `(nodes, weights)` per probe, weights summing to 1.
+        measures: for every probe `(nodes, weights)` or `(nodes, weights, residuals)`, each of shape (m,),
+            the weights summing to 1.
         axis: "linear" or "symlog".
-        width: the kernel's standard deviation as a share of the range of the nodes, on the chosen axis.
-        points: number of grid points; the grid reaches six widths beyond the outermost nodes.
+        width: w, or h, as a share of the range of the nodes on the chosen axis.
+        points: number of grid points, equally spaced on the chosen axis; the grid reaches six standard
+            deviations beyond every node.
         linear_threshold: s as a share of the largest absolute node (symlog only).
 
     Returns:
-        Grid, values and standard error over probes, each of shape (points,), the kernel width in the units
-        of the axis, and s (None on the linear axis). The standard error is NaN for a single probe.
+        Grid, values and standard error over probes, each of shape (points,), the width w or h in the
+        units of the axis, and s (None on the linear axis). The standard error is NaN for one probe.
     """
-    pairs = [(np.asarray(nodes, float), np.asarray(weights, float)) for nodes, weights in measures]
-    everything = np.concatenate([nodes for nodes, _ in pairs])
-    largest = float(np.abs(everything).max()) or 1.0
-    s = linear_threshold * largest
+    probes = [_resolved(measure) for measure in measures]
+    nodes = np.concatenate([part[0] for part in probes])
+    resolution = np.concatenate([part[2] for part in probes])
+    s = linear_threshold * (float(np.abs(nodes).max()) or 1.0) if axis == "symlog" else None
 
-    def forward(x: Array) -> Array:
-        return x if axis == "linear" else np.arcsinh(x / s)
-
-    ends = forward(np.array([everything.min(), everything.max()]))
+    ends = _place(np.array([nodes.min(), nodes.max()]), s)
+    far, spread = float(np.abs(ends).max()), float(ends[1] - ends[0])
     # A single repeated eigenvalue has no range; its own size then sets the kernel.
-    spread = float(ends[1] - ends[0])
-    spread = (
-        spread if spread > 1e-9 * float(np.abs(ends).max()) else float(np.abs(ends).max()) or 1.0
-    )
-    sigma = width * spread
-    u = np.linspace(ends[0] - 6 * sigma, ends[1] + 6 * sigma, points)
-    grid = u if axis == "linear" else s * np.sinh(u)
-    slope = np.ones_like(u) if axis == "linear" else 1 / np.sqrt(grid**2 + s**2)
-    per_probe = np.stack(
-        [
-            np.exp(-0.5 * ((u[:, None] - forward(nodes)) / sigma) ** 2) @ weights
-            for nodes, weights in pairs
-        ]
-    ) * (slope / (sigma * np.sqrt(2 * np.pi)))
-    probes = len(pairs)
-    error = per_probe.std(0, ddof=1) / np.sqrt(probes) if probes > 1 else np.full(points, np.nan)
-    return SmoothDensity(grid, per_probe.mean(0), error, sigma, None if axis == "linear" else s)
+    h = width * (spread if spread > 1e-9 * far else far or 1.0)
+
+    def sigma(at: Array, reached: Array) -> Array:
+        asked = h if s is None else h * np.sqrt(at**2 + s**2)
+        return np.sqrt(asked**2 + reached**2)
+
+    reach = 6 * sigma(nodes, resolution)
+    first, last = _place(np.array([(nodes - reach).min(), (nodes + reach).max()]), s)
+    u = np.linspace(float(first), float(last), points)
+    grid = u if s is None else s * np.sinh(u)
+    density = np.stack([_mixture(grid, at, w, sigma(at, r)) for at, w, r in probes])
+    count = len(probes)
+    error = density.std(0, ddof=1) / np.sqrt(count) if count > 1 else np.full(points, np.nan)
+    return SmoothDensity(grid, density.mean(0), error, h, s)
+
+
+def mass_below(measure: Sequence[ArrayLike], x: float) -> tuple[float, float, float]:
+    """Share of the eigenvalues below x by one probe's quadrature: an estimate and its two bounds.
+
+    The bounds are those of Chebyshev, Markov and Stieltjes (Golub & Meurant 2010, section 6): the mass
+    below x is at least that of the nodes below x but the last, and at most that of those and the next
+    one. The estimate spreads every node by the resolution reached there, see `smooth`.
+    """
+    nodes, weights, resolution = _resolved(measure)
+    below = int(np.searchsorted(nodes, x))
+    lower, upper = weights[: max(below - 1, 0)].sum(), weights[: below + 1].sum()
+    distance = x - nodes
+    sharp = resolution == 0
+    share = np.where(sharp, distance > 0, ndtr(distance / np.where(sharp, 1, resolution)))
+    # A node whose resolution is zero stands where an eigenvalue is: no doubt about its side.
+    if below and sharp[below - 1]:
+        lower += weights[below - 1]
+    if below < len(nodes) and sharp[below]:
+        upper -= weights[below]
+    return float(np.clip(share @ weights, lower, upper)), float(lower), float(upper)
+
+
+def _resolved(measure: Sequence[ArrayLike]) -> tuple[Array, Array, Array]:
+    """Nodes, weights, and the resolution that Lanczos has reached at every node."""
+    nodes, weights, *residuals = (np.asarray(part, float) for part in measure)
+    if not residuals or len(nodes) < 2:
+        return nodes, weights, np.zeros_like(nodes)
+    gaps = np.diff(nodes)
+    nearest = np.minimum(np.append(gaps, np.inf), np.append(np.inf, gaps))
+    return nodes, weights, np.minimum(residuals[0], nearest / 2)
+
+
+def _place(values: Array, s: float | None) -> Array:
+    """Where eigenvalues stand on the axis."""
+    return values if s is None else np.arcsinh(values / s)
+
+
+def _mixture(grid: Array, centres: Array, weights: Array, sigma: Array) -> Array:
+    """A weighted sum of Gaussians on the grid."""
+    bells = np.exp(-0.5 * ((grid[:, None] - centres) / sigma) ** 2)
+    mixture: Array = bells @ (weights / (sigma * np.sqrt(2 * np.pi)))
+    return mixture

@@ -187,8 +187,8 @@ def _model(
     elif model is not None:
         network = import_callable(model)(**model_args)
     elif archive:
-        factory = archive.get("factory")
-        name = str(factory.get("name")) if isinstance(factory, dict) else "none"
+        factory = archive.get("factory") or {}
+        name = str(factory.get("name"))
         if name not in _OWN:
             raise InputError(
                 f"{path!r} names the factory {name!r}, which is none of landscape's own: if you trust "

@@ -1,5 +1,6 @@
 """The operator contract: a symmetric matrix that multiplies vectors."""
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -209,6 +210,13 @@ class CurvatureOperator(Operator):
     def __init__(self, problem: "Problem") -> None:
         super().__init__(problem.size, problem.dtype, problem.device)
         self.problem = problem
+
+    def astype(self, dtype: torch.dtype) -> "CurvatureOperator":
+        """The same matrix in another floating-point type, its counters at zero."""
+        other = copy.copy(self)
+        other.problem = self.problem.astype(dtype)
+        other.dtype, other.products, other.seconds = dtype, 0, 0.0
+        return other
 
     def block(self, patterns: str | Sequence[str]) -> Operator:
         """The diagonal block of the parameters whose names match the glob(s).

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from landscape.numerals import power
+
 # Okabe & Ito (2008), "Color universal design": distinct under every common colour blindness.
 BLACK, GREY, HAIRLINE = "#000000", "#595959", "#A6A6A6"
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -82,58 +84,6 @@ def publication(width: float = COLUMN, *, aspect: float = 0.72) -> Iterator[None
         size = {"figure.figsize": (width, aspect * width), "font.family": family}
         matplotlib.rcParams.update(SETTINGS | size)
         yield
-
-
-def with_error(value: float | None, error: float | None) -> str:
-    """Write a value with its standard error to two digits; None for either says "unknown".
-
-    >>> with_error(17.9412, 0.3123), with_error(-2.5e7, 3e5), with_error(4.0, None)
-    ('17.94 ± 0.31', '(−2.500 ± 0.030) × 10⁷', '4 (error unknown)')
-    """
-    if value is None:
-        return "unknown"
-    if error is None:
-        return f"{number(value, 5)} (error unknown)"
-    # An error in the last digits would need all of them: it is written on its own.
-    if error < 1e-5 * abs(value) or error == 0:
-        return f"{number(value, 6)} ± {number(error, 1)}"
-    exponent = exponent_of(max(abs(value), error))
-    value, error = value / 10.0**exponent, error / 10.0**exponent
-    places = max(0, 1 - math.floor(math.log10(error)))
-    text = f"{value:.{places}f} ± {error:.{places}f}".replace("-", "−")
-    return text if exponent == 0 else f"({text}) × {power(exponent)}"
-
-
-def count(things: int, name: str) -> str:
-    """Write how many things there are.
-
-    >>> count(1, "probe"), count(2500, "parameter")
-    ('1 probe', '2,500 parameters')
-    """
-    return f"{things:,} {name}" + ("" if things == 1 else "s")
-
-
-def number(value: float, digits: int = 2) -> str:
-    """Write a number to some significant digits (2 by default), with a power of ten where it helps.
-
-    >>> number(0.0251), number(25100.0), number(-2.5e-8)
-    ('0.025', '25000', '−2.5 × 10⁻⁸')
-    """
-    exponent = exponent_of(value)
-    rounded = float(f"{value / 10.0**exponent:.{digits}g}")
-    text = f"{rounded:.6g}".replace("-", "−")
-    return text if exponent == 0 else f"{text} × {power(exponent)}"
-
-
-def exponent_of(value: float) -> int:
-    """Give the power of ten to write behind a number: 0 from 0.001 up to 100 000, and for 0."""
-    exponent = math.floor(math.log10(abs(value))) if value else 0
-    return 0 if -3 <= exponent < 5 else exponent
-
-
-def power(exponent: int) -> str:
-    """Write a power of ten in plain Unicode: 10⁻³."""
-    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def raised(label: str) -> str:

@@ -1,0 +1,379 @@
+"""Stochastic Lanczos quadrature: each probe's measure, their mean, and its standard error."""
+
+import gc
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import wasserstein_distance
+from spectra import SPECTRA, small_net, small_net_hessian, with_spectrum
+from torch import Tensor
+
+import landscape as ls
+from landscape.estimators.probes import generator, rademacher
+from landscape.estimators.slq import SpectralDensity
+from landscape.estimators.smoothing import smooth
+
+DTYPES = (torch.float64, torch.float32)
+ROUNDING = {torch.float64: 1e-13, torch.float32: 2e-6}  # of a product, relative to ‖A‖
+
+
+def distance(density: SpectralDensity, spectrum: np.ndarray, probes: slice = slice(None)) -> float:
+    """Wasserstein-1 distance of the mean of some probes' measures from the exact spectrum."""
+    chosen = density.measures[probes]
+    nodes, weights = (np.concatenate([measure[i] for measure in chosen]) for i in (0, 1))
+    return float(wasserstein_distance(nodes, spectrum, weights))
+
+
+def exact_smoothed(spectrum: np.ndarray, grid: np.ndarray, width: float) -> np.ndarray:
+    kernel = np.exp(-0.5 * ((grid[:, None] - spectrum) / width) ** 2)
+    return kernel.sum(1) / (len(spectrum) * width * math.sqrt(2 * math.pi))
+
+
+# --- one probe -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reorthogonalize", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SPECTRA)
+def test_weights_sum_to_one_and_nodes_lie_within_the_spectrum(
+    name: str, dtype: torch.dtype, reorthogonalize: bool
+) -> None:
+    spectrum = SPECTRA[name]
+    A = ls.as_operator(with_spectrum(spectrum), dtype=dtype)
+    density = ls.spectral_density(A, probes=3, steps=60, reorthogonalize=reorthogonalize)
+    slack = 60 * ROUNDING[dtype] * np.abs(spectrum).max()  # rounding of every step
+    for nodes, weights, *_ in density.measures:
+        assert weights.sum() == pytest.approx(1, abs=1e-12)
+        assert (weights >= 0).all()
+        assert (np.diff(nodes) >= 0).all()
+        assert nodes.min() >= spectrum.min() - slack
+        assert nodes.max() <= spectrum.max() + slack
+
+
+@pytest.mark.parametrize(("size", "steps"), [(12, 12), (12, 4), (40, 7), (5, 9)])
+def test_quadrature_integrates_polynomials_up_to_twice_the_steps_minus_one(
+    size: int, steps: int
+) -> None:
+    """Gauss quadrature: Σ w θᵏ = zᵀAᵏz / P for k ≤ 2m − 1, and no further."""
+    matrix = with_spectrum(np.linspace(-1, 1, size))
+    A = ls.as_operator(matrix)
+    density = ls.spectral_density(A, probes=3, steps=steps, reorthogonalize=True)
+    starts = rademacher(A, 3, generator(0))
+    for z, (nodes, weights, *_) in zip(starts.T, density.measures, strict=True):
+        power = z.clone()
+        for degree in range(2 * min(steps, size)):
+            assert weights @ nodes**degree == pytest.approx(float(z @ power) / size, abs=1e-12)
+            power = matrix @ power
+        if steps < size:
+            beyond = float(z @ power) / size
+            assert abs(weights @ nodes ** (2 * steps) - beyond) > 1e-9
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_without_reorthogonalisation_ghosts_share_the_weight_of_their_original(
+    dtype: torch.dtype,
+) -> None:
+    matrix = with_spectrum(SPECTRA["gapped"])
+    A = ls.as_operator(matrix, dtype=dtype)
+    values, vectors = np.linalg.eigh(matrix.numpy())
+    starts = rademacher(A, 3, generator(0)).double().numpy()
+    density = ls.spectral_density(A, probes=3, steps=100)
+    for z, (nodes, weights, *_) in zip(starts.T, density.measures, strict=True):
+        exact = (vectors.T @ z) ** 2 / len(values)
+        for outlier in (20.0, 15.0, -7.5):
+            near = abs(nodes - outlier) < 1e-3
+            assert near.sum() > 1  # there are ghosts
+            share = exact[abs(values - outlier) < 1e-3].sum()
+            assert weights[near].sum() == pytest.approx(share, rel=1e-3, abs=1e-6)
+        # Ghosts cost steps, so the bulk, of width 1, is resolved to a fiftieth at best.
+        assert wasserstein_distance(nodes, values, weights, exact) <= 0.02
+
+
+@pytest.mark.parametrize("reorthogonalize", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("spectrum", "length"),
+    [
+        pytest.param(np.zeros(60), 1, id="zero operator"),
+        pytest.param(np.full(60, 3.0), 1, id="multiple of the identity"),
+        pytest.param(np.r_[2.0, np.zeros(59)], None, id="rank 1"),
+        pytest.param(np.r_[5.0, 4.0, -3.0, 2.0, 1.0, np.zeros(55)], None, id="rank 5"),
+        pytest.param(np.array([-3.0]), 1, id="order 1"),
+        pytest.param(np.array([3.0, -1.0]), None, id="order 2"),
+        pytest.param(np.array([3.0, 3.0, -1.0]), None, id="order 3"),
+    ],
+)
+def test_breakdown_leaves_the_exact_measure_of_the_probe(
+    spectrum: np.ndarray, length: int | None, dtype: torch.dtype, reorthogonalize: bool
+) -> None:
+    matrix = with_spectrum(spectrum)
+    A = ls.as_operator(matrix, dtype=dtype)
+    density = ls.spectral_density(A, probes=4, steps=30, reorthogonalize=reorthogonalize)
+    values, vectors = np.linalg.eigh(matrix.numpy())
+    starts = rademacher(A, 4, generator(0)).double().numpy()
+    size = max(1.0, np.abs(spectrum).max())
+    for z, (nodes, weights, *_) in zip(starts.T, density.measures, strict=True):
+        if length is not None:
+            assert len(nodes) == length
+        assert len(nodes) <= 30
+        exact = (vectors.T @ z) ** 2 / len(spectrum)
+        assert wasserstein_distance(nodes, values, weights, exact) <= 100 * ROUNDING[dtype] * size
+    assert np.isfinite(density.smoothed.values).all()
+
+
+def test_probes_that_break_down_at_different_steps_do_not_disturb_each_other() -> None:
+    """For the matrix of ones a probe of balanced signs is an eigenvector, and most others are not."""
+    A = ls.as_operator(torch.ones(8, 8))
+    density = ls.spectral_density(A, probes=200, steps=5, reorthogonalize=True)
+    lengths = [len(measure.nodes) for measure in density.measures]
+    assert set(lengths) == {1, 2}
+    starts = rademacher(A, 200, generator(0)).numpy()
+    for z, (nodes, weights, *_) in zip(starts.T, density.measures, strict=True):
+        assert weights @ nodes == pytest.approx(z.sum() ** 2 / 8, abs=1e-12)
+        assert weights @ nodes**2 == pytest.approx(z.sum() ** 2, abs=1e-10)
+
+
+# --- many probes ---------------------------------------------------------------------------------
+
+
+def net_operator() -> tuple[ls.Operator, np.ndarray]:
+    hessian = small_net_hessian()
+    return ls.as_operator(hessian), np.linalg.eigvalsh(hessian.numpy())
+
+
+def prescribed(name: str) -> Callable[[], tuple[ls.Operator, np.ndarray]]:
+    return lambda: (ls.as_operator(with_spectrum(SPECTRA[name])), SPECTRA[name])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [net_operator, prescribed("network"), prescribed("indefinite")],
+    ids=["trained net", "network", "indefinite"],
+)
+def test_distance_to_the_exact_spectrum_shrinks_as_one_over_root_probes(
+    source: Callable[[], tuple[ls.Operator, np.ndarray]],
+) -> None:
+    A, spectrum = source()
+    # 512 independent probes, in groups of 4, of 32 and of 256.
+    density = ls.spectral_density(A, probes=512, steps=60, reorthogonalize=True)
+    mean = [
+        np.mean([distance(density, spectrum, slice(i, i + n)) for i in range(0, 512, n)])
+        for n in (4, 32, 256)
+    ]
+    # √8 = 2.83; two groups of 256 scatter by about a third of their mean.
+    assert 2.0 <= mean[0] / mean[1] <= 4.0
+    assert 4.0 <= mean[0] / mean[2] <= 16.0
+
+
+def test_density_of_the_net_through_products_matches_that_of_its_dense_hessian() -> None:
+    model, inputs, target = small_net()
+    problem = ls.Problem(model, "cross_entropy", (inputs, target), batch_size=64)
+    A, spectrum = net_operator()
+    through_products = ls.spectral_density(ls.Hessian(problem), probes=4, steps=40)
+    dense = ls.spectral_density(A, probes=4, steps=40)
+    for (n1, w1, *_), (n2, w2, *_) in zip(through_products.measures, dense.measures, strict=True):
+        # float32 and float64 make different ghosts, see above
+        assert wasserstein_distance(n1, n2, w1, w2) <= 1e-3 * np.ptp(spectrum)
+
+
+@pytest.mark.parametrize("steps", [3, 12])
+def test_a_block_of_probes_equals_its_probes_one_by_one(steps: int) -> None:
+    matrix = with_spectrum(SPECTRA["network"])
+    A = ls.as_operator(matrix)
+    block = ls.spectral_density(A, probes=4, steps=steps)
+    starts = rademacher(A, 4, generator(0))
+    assert torch.equal(starts[:, :2], rademacher(A, 2, generator(0)))
+    for probes in (1, 2, 3):
+        fewer = ls.spectral_density(A, probes=probes, steps=steps)
+        for i in range(probes):
+            # a product of a block and of a vector round differently
+            for part, other in zip(block.measures[i], fewer.measures[i], strict=True):
+                assert np.allclose(part, other, atol=1e-9)
+
+
+def test_first_moments_are_the_hutchinson_samples_of_the_same_seed() -> None:
+    matrix = with_spectrum(SPECTRA["network"])
+    A = ls.as_operator(matrix)
+    starts = rademacher(A, 30, generator(5))
+    direct = (starts * (matrix @ starts)).sum(0).numpy()
+    density = ls.spectral_density(A, probes=30, steps=5, seed=5)
+    assert np.allclose(density.first_moments, direct, rtol=1e-12)
+    assert ls.trace(A, probes=30, seed=5).value == pytest.approx(density.first_moments.mean())
+
+
+@pytest.mark.parametrize(
+    ("source", "seeds"),
+    [(net_operator, 30), (prescribed("network"), 20)],
+    ids=["trained net", "network"],
+)
+def test_pointwise_standard_error_covers_the_exact_smoothed_density(
+    source: Callable[[], tuple[ls.Operator, np.ndarray]], seeds: int
+) -> None:
+    A, spectrum = source()
+    covered, ratios = [], []
+    for seed in range(seeds):
+        smooth_density = ls.spectral_density(
+            A, probes=30, steps=A.shape[0], reorthogonalize=True, seed=seed
+        ).smoothed
+        exact = exact_smoothed(spectrum, smooth_density.grid, smooth_density.width)
+        shown = exact > 1e-3 * exact.max()
+        error = np.abs(smooth_density.values - exact)[shown]
+        covered.append((error <= 2 * smooth_density.standard_error[shown]).mean())
+        ratios.append(np.mean(smooth_density.standard_error[shown]) / np.mean(error))
+    # 95 % for normal samples; squared projections are skewed, which costs a few per cent.
+    assert 0.88 <= np.mean(covered) <= 0.99
+    # E|normal| = 0.8 standard deviations: the band is neither far too narrow nor too wide.
+    assert 0.9 <= np.mean(ratios) <= 1.8
+
+
+# --- smoothing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", ["linear", "symlog"])
+@pytest.mark.parametrize("steps", [1, 2, 5, 40])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_smoothed_density_integrates_to_one(name: str, steps: int, axis: str) -> None:
+    A = ls.as_operator(with_spectrum(SPECTRA[name]))
+    density = ls.spectral_density(A, probes=3, steps=steps)
+    smoothed = smooth(density.measures, axis=axis)  # type: ignore[arg-type]
+    # By the trapezoidal rule, as a reader of the saved result would.
+    assert np.trapezoid(smoothed.values, smoothed.grid) == pytest.approx(1, abs=1e-3)
+    assert (smoothed.values >= 0).all()
+    assert (np.diff(smoothed.grid) > 0).all()
+    assert (smoothed.linear_threshold is None) == (axis == "linear")
+
+
+@pytest.mark.parametrize("axis", ["linear", "symlog"])
+@pytest.mark.parametrize("spectrum", [np.zeros(9), np.full(9, 4.0), np.array([-2.0])])
+def test_density_of_a_single_repeated_eigenvalue_integrates_to_one(
+    spectrum: np.ndarray, axis: str
+) -> None:
+    density = ls.spectral_density(ls.as_operator(with_spectrum(spectrum)), probes=2, steps=5)
+    smoothed = smooth(density.measures, axis=axis)  # type: ignore[arg-type]
+    assert np.trapezoid(smoothed.values, smoothed.grid) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("axis", ["linear", "symlog"])
+def test_standard_error_is_that_of_a_mean_and_nan_for_one_probe(axis: str) -> None:
+    density = ls.spectral_density(ls.as_operator(with_spectrum(SPECTRA["network"])), probes=6)
+    bare = [(nodes, weights) for nodes, weights, *_ in density.measures]  # no residuals
+    whole = smooth(bare, axis=axis)  # type: ignore[arg-type]
+    grid, s, nodes = whole.grid, whole.linear_threshold, np.concatenate([n for n, _ in bare])
+    span = np.ptp(nodes) if s is None else np.ptp(np.arcsinh(nodes / s))
+    assert whole.width == pytest.approx(0.005 * span)
+    each = []
+    for at, w in bare:
+        sigma = whole.width * (np.ones_like(at) if s is None else np.sqrt(at**2 + s**2))
+        bells = np.exp(-0.5 * ((grid[:, None] - at) / sigma) ** 2)
+        each.append(bells @ (w / (sigma * math.sqrt(2 * math.pi))))
+    assert np.allclose(np.mean(each, 0), whole.values, rtol=1e-9)
+    assert np.allclose(np.std(each, 0, ddof=1) / math.sqrt(6), whole.standard_error, rtol=1e-9)
+    alone = smooth(bare[:1], axis=axis)  # type: ignore[arg-type]
+    assert np.isnan(alone.standard_error).all()
+    assert np.isfinite(alone.values).all()
+
+
+def test_residuals_of_ritz_pairs_are_those_of_the_recurrence() -> None:
+    """A node's residual bounds its distance to a true eigenvalue; at full length it vanishes."""
+    spectrum = SPECTRA["network"]
+    A = ls.as_operator(with_spectrum(spectrum))
+    for measure in ls.spectral_density(A, probes=3, steps=25, reorthogonalize=True).measures:
+        nearest = np.abs(measure.nodes[:, None] - spectrum).min(1)
+        assert (nearest <= measure.residuals + 1e-12).all()
+        assert measure.residuals.max() > 1e-3
+    for measure in ls.spectral_density(A, probes=3, steps=500, reorthogonalize=True).measures:
+        assert measure.residuals.max() <= 1e-10
+
+
+# --- scale, memory, cost, errors -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["network", "rank deficient", "few distinct"])
+@pytest.mark.parametrize("reorthogonalize", [False, True])
+def test_scaling_by_a_power_of_two_scales_the_nodes_bit_for_bit(
+    name: str, dtype: torch.dtype, reorthogonalize: bool
+) -> None:
+    matrix, factor = with_spectrum(SPECTRA[name]), 2.0**-20
+    options = {"probes": 3, "steps": 30, "reorthogonalize": reorthogonalize}
+    whole = ls.spectral_density(ls.as_operator(matrix, dtype=dtype), **options)
+    scaled = ls.spectral_density(ls.as_operator(matrix * factor, dtype=dtype), **options)
+    for (n1, w1, *_), (n2, w2, *_) in zip(whole.measures, scaled.measures, strict=True):
+        assert np.array_equal(n1 * factor, n2)
+        assert np.array_equal(w1, w2)
+    assert np.allclose(whole.smoothed.grid * factor, scaled.smoothed.grid, rtol=1e-12)
+    assert np.allclose(whole.smoothed.values / factor, scaled.smoothed.values, rtol=1e-9)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scaling_the_matrix_scales_the_measure(factor: float, dtype: torch.dtype) -> None:
+    matrix = with_spectrum(SPECTRA["network"])
+    whole = ls.spectral_density(ls.as_operator(matrix, dtype=dtype), probes=3, steps=40)
+    scaled = ls.spectral_density(ls.as_operator(matrix * factor, dtype=dtype), probes=3, steps=40)
+    for (n1, w1, *_), (n2, w2, *_) in zip(whole.measures, scaled.measures, strict=True):
+        assert len(n1) == len(n2)
+        # other rounding makes other ghosts
+        assert wasserstein_distance(n1, n2 / factor, w1, w2) <= 1e-3 * 20
+    assert np.allclose(scaled.first_moments / factor, whole.first_moments, rtol=1e-4)
+
+
+class Watched(ls.Operator):
+    """A diagonal matrix that notes, at every product, how many bytes of tensors are alive."""
+
+    def __init__(self, size: int, looks: set[int]) -> None:
+        super().__init__(size, torch.float64, torch.device("cpu"))
+        self.entries = torch.linspace(0, 1, size, dtype=torch.float64)
+        self.looks, self.calls, self.alive = looks, 0, [0]
+
+    def _multiply(self, block: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls in self.looks:
+            gc.collect()
+            storages = {
+                t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+                for t in gc.get_objects()
+                if type(t) is Tensor and t.numel() >= self.shape[0]
+            }
+            self.alive.append(sum(storages.values()))
+        return self.entries[:, None] * block
+
+
+def bytes_alive(steps: int, *, reorthogonalize: bool) -> int:
+    """Largest number of bytes in tensors of length P or more, at products early, middle and late."""
+    A = Watched(20_011, {3, steps // 2, steps})
+    ls.spectral_density(A, probes=2, steps=steps, reorthogonalize=reorthogonalize)
+    assert A.calls == steps
+    return max(A.alive)
+
+
+def test_memory_without_reorthogonalisation_does_not_grow_with_steps() -> None:
+    few, many = (bytes_alive(steps, reorthogonalize=False) for steps in (8, 60))
+    block = 2 * 20_011 * 8
+    assert many <= few + block // 2
+    # The instrument sees a basis where there is one.
+    assert bytes_alive(60, reorthogonalize=True) >= few + 50 * block
+
+
+def test_cost_counts_one_product_per_probe_and_step() -> None:
+    A = ls.as_operator(with_spectrum(SPECTRA["network"]))
+    assert ls.spectral_density(A, probes=7, steps=11).cost.products == 77
+    A = ls.as_operator(torch.eye(30))
+    assert ls.spectral_density(A, probes=7, steps=11).cost.products == 7
+
+
+def test_one_seed_means_one_answer() -> None:
+    A = ls.as_operator(with_spectrum(SPECTRA["network"]))
+    first, again, other = (ls.spectral_density(A, probes=2, steps=9, seed=s) for s in (3, 3, 4))
+    for one, two, three in zip(first.measures, again.measures, other.measures, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+        assert not np.array_equal(one.nodes, three.nodes)
+
+
+@pytest.mark.parametrize("options", [{"probes": 0}, {"steps": 0}, {"probes": -3}])
+def test_no_probes_or_no_steps_are_refused_in_a_sentence(options: dict[str, int]) -> None:
+    with pytest.raises(ls.InputError, match="must both be at least 1"):
+        ls.spectral_density(ls.as_operator(torch.eye(3)), **options)
