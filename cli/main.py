@@ -59,7 +59,10 @@ def main() -> None:
         _stop(f"{error.strerror or error}: {error.filename or 'while writing'}", 1)
     except Exception as error:  # noqa: BLE001 the last resort turns a traceback into a sentence
         if hasattr(error, "format_message"):  # wrong usage, as typer's own errors say it
-            _stop(f"{error.format_message()} (see landscape --help)", 2)
+            said = error.format_message()
+            if not said:  # no command was given, and the help has been printed
+                sys.exit(2)
+            _stop(f"{said} (see landscape --help)", 2)
         _stop(_machine_failure(error), 1)
 
 

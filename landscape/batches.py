@@ -57,6 +57,19 @@ def as_batches(data: Any, batch_size: int | None, *, pairs: bool) -> Iterable[An
     return data  # type: ignore[no-any-return]
 
 
+def read(data: Iterable[Any]) -> Iterator[Any]:
+    """One pass over the data; an iteration of the user's over the same loader goes on undisturbed."""
+    if not isinstance(data, DataLoader) or not data.persistent_workers:
+        yield from data
+        return
+    # A loader with persistent workers has one iterator, which a second pass would reset.
+    theirs, data._iterator = data._iterator, None
+    try:
+        yield from data
+    finally:
+        data._iterator = theirs
+
+
 def _cut(
     parts: Mapping[Any, Tensor], size: int, pack: Callable[[Mapping[Any, Tensor]], Any]
 ) -> list[Any]:
@@ -76,6 +89,8 @@ def _cut(
 def move(thing: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """A batch on the device, its floating-point tensors in `dtype`; containers keep their kind."""
     if isinstance(thing, Tensor):
+        if thing.is_inference():  # made under inference_mode, where autograd may not save it
+            thing = thing.clone()
         return thing.to(device, dtype if thing.is_floating_point() else None)
     if isinstance(thing, Mapping):
         return {key: move(value, device, dtype) for key, value in thing.items()}
@@ -133,7 +148,9 @@ def digest(batch: Any) -> str:
     total = hashlib.sha256()
     for name, tensor in named_tensors(batch):
         total.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        total.update(
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return total.hexdigest()
 
 
@@ -143,7 +160,8 @@ def size_in_bytes(batch: Any) -> int:
 
 def generators(data: Any) -> Sequence[torch.Generator]:
     """Random generators that iterating over a loader would advance."""
-    owners = [data, getattr(data, "sampler", None)]
-    owners.append(getattr(getattr(data, "batch_sampler", None), "sampler", None))
+    batch_sampler = getattr(data, "batch_sampler", None)
+    owners = [data, getattr(data, "sampler", None), batch_sampler]
+    owners.append(getattr(batch_sampler, "sampler", None))
     found = [getattr(owner, "generator", None) for owner in owners]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())

@@ -1,196 +1,213 @@
-"""Running the user's model without leaving a trace, and finding the module at fault when it fails."""
+"""One stay inside the user's model: leaves to differentiate, and the loss of a batch."""
 
 import contextlib
-import copy
-import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
-from landscape.batches import named_tensors
+from landscape import batches, culprits
+from landscape.errors import InputError, LandscapeError
+from landscape.undisturbed import differentiable, preserved_randomness, undisturbed
 
-NormStats = Literal["running", "batch"]
-_BatchNorm = nn.modules.batchnorm._BatchNorm
-_RNN = (nn.RNNBase, nn.RNNCellBase)
+if TYPE_CHECKING:
+    from landscape.problem import Problem
 
-
-@contextlib.contextmanager
-def preserved_randomness(seed: int, generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
-    """Seed every global generator (torch, CUDA, NumPy, random) inside, and put them back after."""
-    cuda = torch.cuda.is_initialized()
-    saved_cuda = torch.cuda.get_rng_state_all() if cuda else []
-    saved = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    saved_generators = [generator.get_state() for generator in generators]
-    try:
-        torch.default_generator.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-        if cuda:
-            torch.cuda.manual_seed_all(seed)
-        for generator in generators:
-            generator.manual_seed(seed)
-        yield
-    finally:
-        torch.set_rng_state(saved[0])
-        np.random.set_state(saved[1])
-        random.setstate(saved[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(saved_cuda)
-        for generator, state in zip(generators, saved_generators, strict=True):
-            generator.set_state(state)
+SEED = 0  # of every pass over the data: shuffling loaders then give the same batches every time
 
 
-@contextlib.contextmanager
-def undisturbed(model: nn.Module, norm_stats: NormStats) -> Iterator[None]:
-    """Evaluation mode inside, batch normalisation as `norm_stats` says; the model as it was after.
+class Evaluation:
+    """The loss of a problem as a function of `leaves`, which stand in for the selected parameters.
 
-    Everything a module keeps in its attributes is put back: mode, cached tensors, hooks' by-products.
+    Made by `Problem.evaluation()`, and good only inside it: there the model's own parameter and buffer
+    tables hold copies, on the problem's device and in its dtype, also while autograd runs backward
+    (recomputed blocks look the weights up once more).
     """
-    saved = [(m, dict(m.__dict__), _contents(m)) for m in model.modules()]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    try:
-        # The fused encoder layer has no derivative and other rounding.
-        torch.backends.mha.set_fastpath_enabled(False)
-        for module in model.modules():
-            module.training = False
-            if isinstance(module, _BatchNorm) and norm_stats == "batch":
-                # Batch statistics come with training=True; this keeps the running ones from moving.
-                module.training, module.track_running_stats = True, False
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, attributes, contents in saved:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for name, content in contents.items():
-                # The very same table, since hook handles and others hold references to it.
-                table = attributes[name]
-                table.clear()
-                (table.extend if isinstance(table, list) else table.update)(content)
 
+    def __init__(self, problem: "Problem") -> None:
+        self.problem = problem
+        self._batch: Any = None  # the one at work, for messages
+        # Copies, because a forward pass may write to weights (max_norm) or buffers in place. A tied
+        # weight is one leaf in several tables.
+        originals, copies = problem.selected(), dict[int, Tensor]()
+        for module in problem.modules:
+            for name, value in module._parameters.items():
+                if value is not None:
+                    copies.setdefault(id(value), self._copy(value))
+                    module._parameters[name] = copies[id(value)]  # type: ignore[assignment]
+        self.leaves = [copies[id(p)].requires_grad_() for p in originals]
+        self._buffers = [
+            (module._buffers, name, value)
+            for module in problem.modules
+            for name, value in module._buffers.items()
+            if value is not None
+        ]
 
-def _contents(module: nn.Module) -> dict[str, Any]:
-    """What stands in a module's own tables (parameters, buffers, hooks, lists), one level deep."""
-    tables = (dict, list, set)
-    return {name: copy.copy(v) for name, v in module.__dict__.items() if isinstance(v, tables)}
+    def _copy(self, value: Tensor) -> Tensor:
+        dtype = self.problem.dtype if value.is_floating_point() else None
+        return value.detach().to(self.problem.device, dtype).clone()
 
+    def _renew_buffers(self) -> None:
+        """Copies of the user's buffers: what one batch writes to them the next does not see."""
+        copies: dict[int, Tensor] = {}
+        for table, name, value in self._buffers:
+            table[name] = copies.setdefault(id(value), self._copy(value))
 
-@contextlib.contextmanager
-def differentiable(device: torch.device, *, has_rnn: bool) -> Iterator[None]:
-    """Kernels with a second derivative, in full precision, whatever the caller's surroundings.
+    def batches(self) -> Iterator[Any]:
+        for batch in self.problem.batches():
+            self._batch = batch
+            yield batch
 
-    Fused attention has none on any device, cuDNN's recurrent kernels have none on CUDA.
-    """
-    cudnn = torch.backends.cudnn
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if has_rnn and device.type == "cuda":
-            stack.enter_context(cudnn.flags(enabled=False))
-        yield
+    def output(self, batch: Any) -> tuple[Any, Any]:
+        """The model's prediction for a batch, and the target."""
+        args, kwargs, target = batches.unpack(batch)
+        self._renew_buffers()
+        output = self.problem.model(*args, **kwargs)
+        recognised = self.problem.supervised().recognised
+        return (_prediction(output) if recognised else output), target
 
-
-def has_rnn(model: nn.Module) -> bool:
-    return any(isinstance(module, _RNN) for module in model.modules())
-
-
-def batch_norms(model: nn.Module) -> list[str]:
-    """Names of the batch normalisation layers."""
-    return [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
-
-
-def culprits(
-    model: nn.Module,
-    run: Callable[[], Any],
-    test: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], bool],
-) -> list[str]:
-    """Names of the innermost modules for which `test(module, args, kwargs)` holds while `run()` runs.
-
-    Every module is tested with the very inputs it received, its children before itself.
-    """
-    found: list[str] = []
-    busy = False
-
-    def hook(name: str) -> Callable[..., None]:
-        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
-            nonlocal busy
-            inner = any(
-                other == name or other.startswith(f"{name}.") or not name for other in found
+    def total(self, batch: Any) -> tuple[Tensor, float]:
+        """Sum of the loss terms of a batch (scalar) and their number."""
+        if self.problem.objective is not None:
+            return self.problem.objective.total(*self.output(batch))
+        assert self.problem.closure is not None
+        self._renew_buffers()
+        value: Any = self.problem.closure(self.problem.model, batch)
+        if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], Tensor)):
+            raise InputError(
+                "the closure must return (mean loss, number of terms), a scalar tensor and a number"
             )
-            if busy or inner:
-                return
-            busy = True
-            try:
-                if test(module, args, kwargs):
-                    found.append(name)
-            finally:
-                busy = False
+        mean, count = value[0], float(value[1])
+        if mean.numel() != 1:
+            raise InputError(
+                f"the closure's loss has shape {tuple(mean.shape)}: return the mean, a scalar"
+            )
+        return (mean.reshape(()) * count if count else mean.new_zeros(())), count
 
-        return look
+    def rows(self, batch: Any) -> Tensor:
+        """Sum of the loss terms of every sample of a batch, shape (samples,)."""
+        return self.problem.supervised().rows(*self.output(batch))
 
-    handles = [
-        module.register_forward_hook(hook(name), with_kwargs=True)
-        for name, module in model.named_modules()
-    ]
-    try:
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [describe(model, name) for name in found]
+    def require_second_derivative(self, gradients: Any) -> None:
+        """Refuse gradients in whose graph something is differentiable only once; looks once."""
+        if not self.problem.twice_differentiable:
+            if culprits.reaches_error_node(gradients):
+                raise self.explain("marked differentiable once")
+            self.problem.twice_differentiable = True
+
+    # What follows refuses, in one sentence, a batch that cannot be measured.
+
+    def check(self, batch: Any, *, thoroughly: bool) -> tuple[float, float]:
+        """Total loss and number of terms of a batch; `thoroughly` also looks for randomness."""
+        self._batch = batch
+        total, count = self._guarded(lambda: self._checked_total(batch))
+        if not torch.isfinite(total):
+            at = self._culprits(culprits.makes_non_finite)
+            origin = f"first in {at[0]}" if at else "in the loss itself, from finite outputs"
+            raise InputError(f"the loss is {float(total)}, not finite: it arises {origin}")
+        if thoroughly and count:
+            self._require_dependence()
+            self._require_determinism(float(total))
+        return float(total), count
+
+    def _checked_total(self, batch: Any) -> tuple[Tensor, float]:
+        objective = self.problem.objective
+        if objective is None:
+            return self.total(batch)
+        output, target = self.output(batch)
+        objective.check(output, target)
+        total, count = objective.total(output, target)
+        if torch.isfinite(total) and objective.verify_rows(output, target):
+            total, count = objective.total(output, target)  # now known to be a mean, or a sum
+        return total, count
+
+    def _require_dependence(self) -> None:
+        with torch.enable_grad():
+            graph, _ = self.total(self._batch)
+        if not graph.requires_grad:
+            raise InputError(
+                "the loss does not depend on the selected parameters through differentiable "
+                "operations: is something detached, or under torch.no_grad()?"
+            )
+
+    def _require_determinism(self, total: float) -> None:
+        with preserved_randomness(SEED + 1):
+            tensor, _ = self.total(self._batch)
+        again = float(tensor)
+        if abs(again - total) > 100 * torch.finfo(tensor.dtype).eps * max(abs(total), abs(again)):
+            at = ", ".join(self._culprits(culprits.is_random)) or "the model or the loss"
+            raise InputError(
+                f"the loss of one batch differs between two evaluations ({total:.6g}, {again:.6g}): "
+                f"{at} is random in evaluation mode; make it respect model.eval() or fix its noise"
+            )
+
+    def explain(self, reason: str) -> InputError:
+        """The sentence for an operation without a second derivative."""
+        try:
+            at = self._culprits(culprits.lacks_second_derivative)
+        except (RuntimeError, NotImplementedError):
+            at = []
+        return InputError(
+            f"{', '.join(at) or 'the loss'} uses an operation without a second derivative ({reason}): "
+            "replace it by one that autograd can differentiate twice"
+        )
+
+    def _culprits(self, test: Callable[..., bool]) -> list[str]:
+        return culprits.culprits(self.problem.model, lambda: self.total(self._batch), test)
+
+    def _guarded(self, run: Callable[[], Any]) -> Any:
+        """Turn what torch says about shapes and types into a sentence that names the batch."""
+        try:
+            return run()
+        except LandscapeError:
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            shapes = ", ".join(
+                f"{name} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}"
+                for name, t in batches.named_tensors(self._batch)
+            )
+            reason = (str(error).strip() or "no reason given").splitlines()[0]
+            raise InputError(
+                f"the model or the loss fails on the first batch that shows it ({shapes}): "
+                f"{type(error).__name__}: {reason}"
+            ) from error
 
 
-def describe(model: nn.Module, name: str) -> str:
-    """A module as a person would name it: `encoder.drop (Dropout)`."""
-    kind = type(model.get_submodule(name)).__name__
-    return f"{name} ({kind})" if name else f"the model itself ({kind})"
+@contextlib.contextmanager
+def evaluation(problem: "Problem") -> Iterator[Evaluation]:
+    """An `Evaluation` in surroundings that leave no trace of it."""
+    generators = batches.generators(problem.data)
+    with (
+        undisturbed(problem.modules, problem.norm_stats),
+        preserved_randomness(SEED, generators),
+        differentiable(problem.modules, problem.device),
+    ):
+        run = Evaluation(problem)
+        try:
+            yield run
+        except (RuntimeError, NotImplementedError) as error:
+            if isinstance(error, LandscapeError) or not _is_missing_derivative(error):
+                raise
+            raise run.explain(str(error).strip().split("\n")[0]) from error
 
 
-def is_random(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a module gives two answers to the same input."""
-    first, second = (_tensors(module.forward(*args, **kwargs)) for _ in range(2))
-    return any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
+def _prediction(output: Any) -> Any:
+    """The tensor to which a loss of torch is applied: the output, its logits, or its first entry."""
+    if isinstance(output, Tensor):
+        return output
+    if hasattr(output, "logits"):
+        return output.logits
+    if isinstance(output, dict) and "logits" in output:
+        return output["logits"]
+    if isinstance(output, (tuple, list)) and output:
+        return _prediction(output[0])
+    return output
 
 
-def makes_non_finite(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a module turns finite inputs into an output that is not finite."""
-    outputs = _tensors(module.forward(*args, **kwargs))
-    return not all(bool(torch.isfinite(output).all()) for output in outputs)
-
-
-def lacks_second_derivative(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> bool:
-    """Whether differentiating a module's output twice raises."""
-    weights = [p for p in module.parameters() if p.requires_grad]
-
-    def leaf(x: Any) -> Any:
-        floating = isinstance(x, Tensor) and x.is_floating_point()
-        return x.detach().requires_grad_() if floating else x
-
-    args = tuple(leaf(x) for x in args)
-    kwargs = {name: leaf(x) for name, x in kwargs.items()}
-    leaves = weights + [
-        x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.requires_grad
-    ]
-    try:
-        outputs = [x for x in _tensors(module.forward(*args, **kwargs)) if x.requires_grad]
-        if outputs and leaves:
-            total = torch.stack([output.square().sum() for output in outputs]).sum()
-            first = torch.autograd.grad(total, leaves, create_graph=True, allow_unused=True)
-            squares = [g.square().sum() for g in first if g is not None and g.requires_grad]
-            if squares:
-                torch.autograd.grad(torch.stack(squares).sum(), leaves, allow_unused=True)
-    except (RuntimeError, NotImplementedError):
-        return True
-    return False
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [tensor for _, tensor in named_tensors(output) if tensor.is_floating_point()]
+def _is_missing_derivative(error: Exception) -> bool:
+    text = str(error).lower()
+    signs = ("derivative for", "differentiate twice", "double backward", "forward ad")
+    return any(sign in text for sign in signs)

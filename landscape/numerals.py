@@ -22,13 +22,14 @@ def with_error(value: float | None, error: float | None) -> str:
     exponent = exponent_of(max(abs(value), error))
     small = error < 1e-5 * abs(value)
     places = (0 if small else 1) - math.floor(math.log10(error / 10.0**exponent))
-    places = min(max(0, places), 10)
-    digits = f"{value / 10.0**exponent:.{places}f}".replace("-", "−")
+    scaled = value / 10.0**exponent
+    digits = f"{scaled:.10g}" if places > 9 else f"{scaled:.{max(0, places)}f}"
+    digits = digits.replace("-", "−")
     if small:
         return (digits if exponent == 0 else f"{digits} × {power(exponent)}") + (
             f" ± {number(error, 1)}"
         )
-    text = f"{digits} ± {error / 10.0**exponent:.{places}f}"
+    text = f"{digits} ± {error / 10.0**exponent:.{max(0, places)}f}"
     return text if exponent == 0 else f"({text}) × {power(exponent)}"
 
 

@@ -6,7 +6,6 @@ examples is then wrong. An `Objective` gives, for one batch, the *sum* of the lo
 *number*, so that sums over batches divided by numbers over batches equal the loss of the whole data set.
 """
 
-import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -27,6 +26,8 @@ def token_cross_entropy(output: Tensor, target: Tensor, **options: Any) -> Tenso
 
     Takes the options of `torch.nn.functional.cross_entropy`.
     """
+    if target.is_floating_point():
+        target = target.movedim(-1, 1)
     return F.cross_entropy(output.movedim(-1, 1), target, **options)
 
 
@@ -53,6 +54,7 @@ _ELEMENTS = (
     F.soft_margin_loss,
     F.kl_div,
 )
+_PLAIN = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
 _ROWS = (F.multi_margin_loss, F.multilabel_margin_loss, F.multilabel_soft_margin_loss)
 _MODULES: dict[type[nn.Module], Loss] = {
     nn.CrossEntropyLoss: F.cross_entropy,
@@ -104,7 +106,10 @@ class Objective:
         self.loss = loss
         self.terms = terms
         self.function, self.options = _recognise(loss)
-        self.scalar: Literal["mean", "sum"] | None = None  # what a user's scalar turned out to be
+        # What a user's scalar loss turned out to be, and the shape of a row it was seen on.
+        self.scalar: Literal["mean", "sum"] | None = None
+        self._undecided = False
+        self._row_shape: torch.Size | None = None
         self.name = _describe(loss)
 
     @property
@@ -119,17 +124,6 @@ class Objective:
     @property
     def class_dim(self) -> int:
         return -1 if self.function is token_cross_entropy else 1
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> "Objective":
-        """The same objective with its class weights and the like where the outputs are."""
-        other = copy.copy(self)
-        if isinstance(self.loss, nn.Module):
-            other.loss = copy.deepcopy(self.loss).to(device, dtype)
-        other.options = {
-            key: value.to(device, dtype) if isinstance(value, Tensor) else value
-            for key, value in self.options.items()
-        }
-        return other
 
     def total(self, output: Any, target: Any) -> tuple[Tensor, float]:
         """Sum of the loss terms of a batch (scalar, differentiable) and their number."""
@@ -158,28 +152,40 @@ class Objective:
         parts = [self.total(_rows(output, i, i + 1), _rows(target, i, i + 1)) for i in range(count)]
         return torch.stack([part for part, _ in parts])
 
-    def verify_rows(self, output: Any, target: Any) -> None:
+    def verify_rows(self, output: Any, target: Any, *, shifted: bool = False) -> bool:
         """Find out, or confirm, that a user's scalar loss is the mean or the sum over rows.
 
         The loss of two unequal pieces of a batch determines it: a mean over rows satisfies
         n·L = a·L_a + b·L_b, a sum L = L_a + L_b; a mean over anything else neither.
 
+        Returns:
+            Whether this batch has decided it.
+
         Raises:
             InputError: the scalar is neither.
         """
         if self.recognised or self.terms is not None:
-            return
+            return False
         whole = self._value(output, target)
         if whole.numel() > 1:
-            return
+            return False
+        shape = _first_shape(target, output)[1:]
+        if self._row_shape is not None and shape != self._row_shape:
+            raise InputError(
+                f"the rows of the targets have shape {tuple(self._row_shape)} in one batch and "
+                f"{tuple(shape)} in another, so the mean that {self.name} takes may count rows or "
+                "elements: give terms=, the function (output, target) -> number of loss terms"
+            )
+        self._row_shape = shape
         rows = row_count(output, target)
         if rows < 2:
-            return
+            return False
         cut = max(1, rows // 3)
         pieces = [(0, cut), (cut, rows)]
         values = [
-            float(self._value(_rows(output, a, b), _rows(target, a, b)).sum()) for a, b in pieces
+            self._value(_rows(output, a, b), _rows(target, a, b)).sum().item() for a, b in pieces
         ]
+        whole = whole.detach()
         mean = sum((b - a) * value for (a, b), value in zip(pieces, values, strict=True)) / rows
         size = max(abs(float(whole)), *(abs(value) for value in values))
         tolerance = 1e3 * torch.finfo(whole.dtype).eps * size
@@ -194,18 +200,32 @@ class Objective:
                 f"(whole batch {float(whole):.6g}, mean over rows {mean:.6g}): give terms=, the "
                 "function (output, target) -> number of loss terms it averages over"
             )
-        if len(kinds) == 1:  # an all-zero loss is both: the next batch decides
-            self.scalar = "sum" if "sum" in kinds else "mean"
+        if len(kinds) == 2:  # a loss of zero is both: other outputs, or another batch, must decide
+            self._undecided = True
+            if isinstance(output, Tensor) and float(whole) == 0 and not shifted:
+                return self.verify_rows(output + 1, target, shifted=True)
+            return False
+        decided = self.scalar is None
+        self.scalar = "sum" if "sum" in kinds else "mean"
+        return decided
 
-    def term_weights(self, output: Tensor, target: Tensor) -> Tensor:
+    def require_known(self) -> None:
+        """Refuse a user's scalar loss that no batch could tell to be a mean or a sum."""
+        if self._undecided and self.scalar is None:
+            raise InputError(
+                f"the loss {self.name} is zero on every batch, so it may be a mean or a sum over rows: "
+                "give terms=, the function (output, target) -> number of loss terms"
+            )
+
+    def term_weights(self, target: Tensor, like: Tensor) -> Tensor:
         """Weight of every classification term: the class weight, 0 where the target is ignored."""
         if target.is_floating_point():  # class probabilities: torch counts each term once
-            return torch.ones_like(output.select(self.class_dim, 0))
+            return torch.ones_like(target.select(self.class_dim, 0), dtype=like.dtype)
         ignored = target == self.options.get("ignore_index", -100)
         weight = self.options.get("weight")
         if weight is None:
-            return (~ignored).to(output.dtype)
-        return weight.to(output)[target.masked_fill(ignored, 0)].masked_fill(ignored, 0)
+            return (~ignored).to(like.dtype)
+        return weight.to(like)[target.masked_fill(ignored, 0)].masked_fill(ignored, 0)
 
     def term_masses(self, output: Tensor, target: Tensor) -> Tensor:
         """Total mass Σ_c w_c q_c of every classification term's soft target q, 0 where ignored.
@@ -215,13 +235,13 @@ class Objective:
         """
         smoothing = float(self.options.get("label_smoothing", 0.0))
         weight = self.options.get("weight")
-        mean = 1.0 if weight is None else float(weight.mean())
+        mean = 1.0 if weight is None else float(weight.double().mean())
         if target.is_floating_point():
-            weighted = target if weight is None else target.movedim(self.class_dim, -1) * weight
-            dim = self.class_dim if weight is None else -1
-            return (1 - smoothing) * weighted.sum(dim) + smoothing * mean
-        observed = self.term_weights(output, target)
-        kept = target != self.options.get("ignore_index", -100)
+            mass = target.movedim(self.class_dim, -1).to(output)
+            mass = (mass if weight is None else mass * weight.to(output)).sum(-1)
+            return (1 - smoothing) * mass + smoothing * mean
+        observed = self.term_weights(target, output)
+        kept = (target != self.options.get("ignore_index", -100)).to(output)
         return (1 - smoothing) * observed + smoothing * mean * kept
 
     def check(self, output: Any, target: Any) -> None:
@@ -247,7 +267,11 @@ class Objective:
 
     def _reduced(self, output: Tensor, target: Tensor, reduction: str) -> Tensor:
         assert self.function is not None
-        value: Tensor = self.function(output, target, **{**self.options, "reduction": reduction})
+        options = {
+            key: value.to(output) if isinstance(value, Tensor) else value
+            for key, value in self.options.items()
+        }
+        value: Tensor = self.function(output, target, **{**options, "reduction": reduction})
         return value
 
     def _value(self, output: Any, target: Any) -> Tensor:
@@ -261,9 +285,12 @@ class Objective:
 
     def _count(self, output: Tensor, target: Tensor) -> float:
         if self.function in _CLASSES:
-            count = float(self.term_weights(output, target).sum(dtype=torch.float64))
+            exact = torch.empty(0, dtype=torch.float64)
+            count = float(self.term_weights(target.cpu(), exact).sum())
         elif self.function in _ROWS or self.options.get("reduction") == "batchmean":
             count = float(output.shape[0])
+        elif self.function in _PLAIN and self.options.get("weight") is not None:
+            count = float(self.options["weight"].double().expand(output.shape).sum())
         else:
             count = float(output.numel())
         return self._count_or(output, target, count)
@@ -276,7 +303,11 @@ def _recognise(loss: Loss) -> tuple[Loss | None, dict[str, Any]]:
     """The functional form of a loss of torch and its options; (None, {}) for any other callable."""
     if isinstance(loss, functools.partial) and not loss.args:
         function, options = _recognise(loss.func)
-        return (function, {**options, **loss.keywords}) if function else (None, {})
+        options = {**options, **loss.keywords}
+        # Torch's old arguments override `reduction`.
+        if function is None or {"size_average", "reduce"} & set(options):
+            return None, {}
+        return function, options
     if isinstance(loss, nn.Module):
         function = _MODULES.get(type(loss))
         return (function, _module_options(loss)) if function else (None, {})
@@ -357,6 +388,10 @@ def row_count(output: Any, target: Any) -> int:
         if tensor is not None and tensor.ndim:
             return tensor.shape[0]
     return 1
+
+
+def _first_shape(*things: Any) -> torch.Size:
+    return next((t.shape for t in map(_first_tensor, things) if t is not None), torch.Size())
 
 
 def _first_tensor(thing: Any) -> Tensor | None:

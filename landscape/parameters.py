@@ -54,6 +54,22 @@ class Layout:
         return torch.cat(ranges)
 
 
+def canonical_device(wanted: str | torch.device) -> torch.device:
+    """A device as tensors on it name theirs: "cuda" is "cuda:0", "cpu:0" is "cpu".
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    try:
+        device = torch.empty(0, device=wanted).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"the device {str(wanted)!r} cannot be used: {reason}") from error
+    if device.type == "meta":
+        raise InputError("the device 'meta' cannot be used: its tensors have no values")
+    return torch.device("cpu") if device.type == "cpu" else device
+
+
 def match(names: Sequence[str], patterns: str | Sequence[str]) -> list[str]:
     """The names that match at least one glob, in their own order.
 
@@ -61,6 +77,8 @@ def match(names: Sequence[str], patterns: str | Sequence[str]) -> list[str]:
         InputError: a glob matches no name; the closest names are listed.
     """
     globs = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not globs:
+        raise InputError("no trainable parameter is selected: params is empty, and '*' selects all")
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names):
             close = difflib.get_close_matches(glob, names, n=3, cutoff=0.3) or list(names[:3])

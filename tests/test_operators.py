@@ -89,6 +89,19 @@ def test_a_product_in_float32_is_the_float64_product_rounded(operator):
     assert_close(found.double(), truth("lstm", operator), 1e-4)  # 1e3 roundings of 1e-7
 
 
+@pytest.mark.parametrize("weight", [[1.0, 1.0, 1.0, 1.0], [0.3, 0.7, 1.1, 0.9]])
+def test_a_float32_operator_turned_into_float64_is_the_float64_operator(weight):
+    case = case_named("mlp_cross_entropy_on_ragged_batches")
+    loss = nn.CrossEntropyLoss(weight=torch.tensor(weight, dtype=DOUBLE))
+    exact = ls.Problem(case.model, loss, case.data)
+    rounded = ls.Problem(case.model, loss, case.data, dtype=torch.float32)
+    for name in ("Hessian", "Fisher", "EmpiricalFisher"):
+        operator = getattr(ls, name)
+        found = columns(operator(rounded).astype(DOUBLE))
+        assert_close(found, columns(operator(exact)))
+    assert operator(rounded).astype(DOUBLE).products == 0
+
+
 @pytest.mark.parametrize(
     "name", [n for n, o in PAIRS if o == "Fisher" and CASES[n]().likelihood != "log-softmax"]
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import InputError
-from landscape.estimators.lanczos import extreme_eigenpairs, remeasure
+from landscape.estimators.lanczos import Eigenpairs, extreme_eigenpairs, remeasure
 from landscape.estimators.slq import Measure, spectral_density
 from landscape.estimators.smoothing import SmoothDensity, mass_below
 from landscape.operators.base import CurvatureOperator, Operator
@@ -62,7 +62,7 @@ class Share(Measured):
     upper: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spectrum:
     """The spectrum of a curvature matrix, with the error, cost and provenance of every part.
 
@@ -88,7 +88,7 @@ class Spectrum:
     failures: list[str]
     cost: Cost
     provenance: dict[str, Any]
-    eigenvectors: Tensor | None = field(default=None, repr=False, compare=False)
+    eigenvectors: Tensor | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as `landscape/spectrum/1`."""
@@ -260,7 +260,7 @@ def spectrum(
         zero=zero,
         density=density.smoothed,
         ritz=density.measures,
-        failures=_failures(found, top, tolerance, pairs.steps),
+        failures=_failures(pairs, found, top, tolerance),
         cost=cost,
         provenance=provenance(A, seed=seed, command=command)
         | {"plan": {"engine": "double backward", "probes_per_block": probes}}
@@ -303,11 +303,20 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _failures(found: list[Eigenvalue], top: int, tolerance: float, steps: int) -> list[str]:
+def _failures(pairs: Eigenpairs, found: list[Eigenvalue], top: int, tolerance: float) -> list[str]:
+    """What could not be trusted, in words."""
     names = [f"eigenvalue {i + 1}" for i in range(top)] + ["the smallest eigenvalue"]
-    return [
+    failures = [
         f"{name} = {pair.value:.6g} has residual {pair.residual:.2g}, above the tolerance "
-        f"{tolerance:g} of the largest, after {steps} Lanczos steps"
+        f"{tolerance:g} of the largest, after {pairs.steps} Lanczos steps"
         for name, pair in zip(names, found, strict=False)
         if not pair.converged
     ]
+    if not failures and not pairs.complete:
+        failures = [
+            (
+                f"after {pairs.steps} Lanczos steps it is not certain that no eigenvalue is missing: "
+                "raise --max-steps (max_steps=)"
+            )
+        ]
+    return failures

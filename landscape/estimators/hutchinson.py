@@ -58,7 +58,7 @@ def trace(
         >>> print(ls.trace(ls.as_operator(torch.diag(torch.tensor([1.0, 2.0])))))
         3 ± 0
     """
-    _check(probes, tolerance)
+    _check(probes, tolerance, max_probes)
     meter, source = Meter(A), generator(seed)
     samples: list[float] = []
     while True:
@@ -100,7 +100,7 @@ def diagonal(
         >>> ls.diagonal(ls.as_operator(torch.diag(torch.tensor([1.0, 2.0])))).value
         tensor([1., 2.], dtype=torch.float64)
     """
-    _check(probes, tolerance)
+    _check(probes, tolerance, max_probes)
     meter, source = Meter(A), generator(seed)
     count = 0
     mean = torch.zeros(A.shape[0], dtype=torch.float64, device=A.device)
@@ -122,11 +122,13 @@ def diagonal(
             return DiagonalEstimate(value, error, count, converged, meter.read())
 
 
-def _check(probes: int, tolerance: float | None) -> None:
+def _check(probes: int, tolerance: float | None, max_probes: int) -> None:
     if probes < 2:
         raise InputError(f"probes is {probes}: a standard error needs at least 2")
     if tolerance is not None and not tolerance > 0:
         raise InputError(f"tolerance is {tolerance}: it must be positive, for example 0.01")
+    if tolerance is not None and max_probes < probes:
+        raise InputError(f"max_probes is {max_probes}: it must be at least probes, {probes}")
 
 
 def _next(done: int, probes: int, tolerance: float | None, max_probes: int) -> int:

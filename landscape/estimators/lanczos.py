@@ -1,6 +1,8 @@
 """Eigenpairs at the ends of the spectrum by Lanczos with full reorthogonalisation."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -26,15 +28,19 @@ class Eigenpairs:
 
     `values` (k,), `vectors` (P, k) of unit length, `residuals` (k,) = ‖Av − λv‖, which bounds the
     distance of each value from an eigenvalue of A; `converged` (k,) says whether the residual is within
-    the tolerance. The order is largest first, but smallest first for "smallest" and largest magnitude
-    first for "magnitude".
+    the tolerance. `complete` says whether a search in the orthogonal complement found nothing better;
+    without it an eigenvalue may be missing, such as a further copy of a multiple one. `norm` is the
+    largest |λ| seen, to which the tolerance is relative; `ends` says what was asked for.
     """
 
     values: Tensor
     vectors: Tensor
     residuals: Tensor
     converged: Tensor
+    complete: bool
+    norm: float
     steps: int
+    ends: tuple[End, ...]
     cost: Cost
 
 
@@ -50,27 +56,30 @@ def eigenpairs(
 ) -> Eigenpairs:
     """The k eigenpairs of A at the wanted end of the spectrum.
 
-    Lanczos from one random vector, every new vector orthogonalised twice against all earlier ones by two
+    Lanczos from a random vector, every new vector orthogonalised twice against all earlier ones by two
     matrix products, so that no eigenvalue is returned twice by rounding (Parlett 1998, ch. 13; "twice is
-    enough": Giraud et al. 2005, doi:10.1007/s00211-005-0615-4). When the Krylov space closes, a fresh
-    random vector orthogonal to it goes on, so that multiplicities are found. Values are Rayleigh
+    enough": Giraud et al. 2005, doi:10.1007/s00211-005-0615-4). A Krylov space holds one vector of each
+    eigenspace, so converged pairs are locked and a fresh random vector, orthogonal to them, searches the
+    rest, until it finds nothing better: multiplicities are found on purpose. Values are Rayleigh
     quotients; residuals are computed from k further products, not from the recurrence.
 
     Args:
         A: the operator, order P.
         k: number of eigenpairs, at most P.
         which: "largest" or "smallest" (algebraically), "magnitude", or "both" ends (the larger half of
-            an odd k from the top).
+            an odd k from the top). The wanted come first: smallest first for "smallest", largest
+            magnitude first for "magnitude", else largest first.
         tolerance: largest accepted residual, relative to the largest |λ| of A.
-        max_steps: largest basis, vectors of length P held in memory (default max(300, 20·k)).
-        seed: of the starting vector.
-        progress: called with (products done, products at most).
+        max_steps: largest Krylov basis, vectors of length P held in memory (default max(300, 20·k)).
+        seed: of the starting vectors.
+        progress: called with (products done, products at most, as far as is known).
 
     Returns:
-        The pairs, whether or not they converged: look at `converged`.
+        The pairs, whether or not they converged: look at `converged` and `complete`.
 
     Raises:
-        InputError: k is not between 1 and P, or `max_steps` is less than k.
+        InputError: k is not between 1 and P, `max_steps` is less than k, or the tolerance is not
+            positive.
 
     Example:
         >>> import torch, landscape as ls
@@ -78,23 +87,21 @@ def eigenpairs(
         >>> ls.eigenpairs(A, 2).values
         tensor([3., 3.], dtype=torch.float64)
     """
-    size = A.shape[0]
-    if not 1 <= k <= size:
-        raise InputError(f"k is {k}: it must lie between 1 and the order {size} of the operator")
     if which not in ("largest", "smallest", "magnitude", "both"):
         raise InputError(f"which is {which!r}: choose 'largest', 'smallest', 'magnitude' or 'both'")
     top = {"largest": k, "both": (k + 1) // 2}.get(which, 0)
     ends: list[End] = [("largest", top), ("smallest", k - top)]
     if which == "magnitude":
         ends = [("magnitude", k)]
-    return extreme_eigenpairs(
+    found = extreme_eigenpairs(
         A, ends, tolerance=tolerance, max_steps=max_steps, seed=seed, progress=progress
     )
+    return _ordered(found, found.values.argsort(descending=True)) if which == "both" else found
 
 
 def extreme_eigenpairs(
     A: Operator,
-    ends: list[End],
+    ends: Sequence[End],
     *,
     tolerance: float = 1e-4,
     max_steps: int | None = None,
@@ -103,18 +110,22 @@ def extreme_eigenpairs(
 ) -> Eigenpairs:
     """Eigenpairs for several ends at once, such as [("largest", 5), ("smallest", 1)].
 
-    One Krylov space serves them all; the pairs come in the order of `ends`. Everything else is as for
-    `eigenpairs`.
+    One Krylov space serves them all; the pairs come in the order of `ends`, the most wanted first.
+    Everything else is as for `eigenpairs`.
     """
-    ends = [(end, count) for end, count in ends if count]
-    k = sum(count for _, count in ends)
+    wanted = tuple((end, count) for end, count in ends if count)
+    k = sum(count for _, count in wanted)
+    if not 1 <= k <= A.shape[0] or any(count < 1 for _, count in wanted):
+        raise InputError(f"k is {k}: it must lie between 1 and the order {A.shape[0]}")
+    if not (tolerance > 0 and math.isfinite(tolerance)):
+        raise InputError(f"tolerance is {tolerance}: it must be positive, for example 1e-4")
     limit = min(A.shape[0], max_steps if max_steps is not None else max(300, 20 * k))
     if limit < k:
         raise InputError(f"max_steps is {max_steps}: {k} eigenpairs need at least {k} steps")
     meter = Meter(A)
-    basis, coefficients, size = _krylov(A, ends, tolerance, limit, seed, progress)
-    vectors = basis.T @ torch.as_tensor(coefficients).to(basis)
-    return _measure(A, vectors, tolerance * size, basis.shape[0], meter)
+    search = _Search(A, wanted, tolerance, limit, seed, progress)
+    search.run()
+    return _measure(A, search.vectors, tolerance, search, meter)
 
 
 def remeasure(pairs: Eigenpairs, A: Operator, *, tolerance: float = 1e-4) -> Eigenpairs:
@@ -123,86 +134,171 @@ def remeasure(pairs: Eigenpairs, A: Operator, *, tolerance: float = 1e-4) -> Eig
     Measured in float64, the pairs of a float32 operator get residuals that include the rounding of all
     the float32 arithmetic before, and values whose error is of second order in them.
     """
-    largest = float(pairs.values.abs().max())
-    return _measure(A, pairs.vectors.to(A.dtype), tolerance * largest, pairs.steps, Meter(A))
+    return _measure(A, pairs.vectors.to(A.dtype), tolerance, pairs, Meter(A))
 
 
-def _measure(A: Operator, vectors: Tensor, accepted: float, steps: int, meter: Meter) -> Eigenpairs:
+def _measure(
+    A: Operator, vectors: Tensor, tolerance: float, search: "_Search | Eigenpairs", meter: Meter
+) -> Eigenpairs:
     vectors = vectors / vectors.norm(dim=0)
     products = A @ vectors
     values = (vectors * products).sum(0)
     residuals = (products - vectors * values).norm(dim=0)
-    return Eigenpairs(values, vectors, residuals, residuals <= accepted, steps, meter.read())
+    converged = residuals <= tolerance * search.norm
+    found = Eigenpairs(
+        values,
+        vectors,
+        residuals,
+        converged,
+        search.complete,
+        search.norm,
+        search.steps,
+        search.ends,
+        meter.read(),
+    )
+    # Rayleigh quotients may stand in another order than the Ritz values did.
+    order, start = [], 0
+    for end, count in search.ends:
+        group = values[start : start + count].double().cpu().numpy()
+        order += [start + int(i) for i in _best(group, end, count)]
+        start += count
+    return _ordered(found, torch.tensor(order, device=values.device))
 
 
-def _krylov(
-    A: Operator,
-    ends: list[End],
-    tolerance: float,
-    limit: int,
-    seed: int,
-    progress: Progress | None,
-) -> tuple[Tensor, Array, float]:
-    """Basis (m, P), the wanted Ritz vectors in it (m, k), and the largest |Ritz value|."""
-    source = generator(seed)
-    k = sum(count for _, count in ends)
-    basis = torch.empty(min(limit, 64), A.shape[0], dtype=A.dtype, device=A.device)
-    diagonal: list[float] = []
-    coupling: list[float] = []  # 0 where a Krylov space closed and a fresh one began
-    scale, fresh = 0.0, 0  # fresh: where the current space began
-    q = _fresh_vector(A, basis[:0], source)
-    for step in range(limit):
-        if step == len(basis):
-            basis = torch.cat([basis, torch.empty_like(basis[: limit - step])])
-        basis[step] = q
-        known = basis[: step + 1]
-        w = A @ q
-        diagonal.append(float(q @ w))
-        for _ in range(2):
-            w -= known.T @ (known @ w)
-        beta = float(w.norm())
-        scale = max(scale, abs(diagonal[-1]) + beta)
-        closed = beta <= 50 * torch.finfo(A.dtype).eps * scale
-        coupling.append(0.0 if closed else beta)
-        if progress is not None:
-            progress(step + 1, limit + k)
-        last = step + 1 == limit
-        if last or ((closed or (step + 1) % CHECK_EVERY == 0) and step + 1 >= k):
-            values, vectors = _tridiagonal(diagonal, coupling[:-1])
-            bounds = coupling[-1] * np.abs(vectors[-1])
-            largest = float(np.abs(values).max())
-            accepted = 0.5 * tolerance * largest
-            wanted = np.concatenate([_best(values, end, count) for end, count in ends])
-            done = bounds[wanted].max() <= accepted
-            if closed or fresh:
-                # A closed space holds one vector of each eigenspace: it proves nothing about
-                # multiplicities, until a fresh one has been searched and holds nothing better.
-                current = np.flatnonzero((vectors[fresh:] ** 2).sum(0) > 0.5)
-                done &= fresh > 0 and all(
-                    _holds_nothing_better(values, bounds, current, end, count, accepted)
-                    for end, count in ends
-                )
-            if last or done:
-                return known, vectors[:, wanted], largest
-        if closed:
-            q, fresh = _fresh_vector(A, known, source), step + 1
-        else:
+def _ordered(pairs: Eigenpairs, order: Tensor) -> Eigenpairs:
+    return replace(
+        pairs,
+        values=pairs.values[order],
+        vectors=pairs.vectors[:, order],
+        residuals=pairs.residuals[order],
+        converged=pairs.converged[order],
+    )
+
+
+class _Search:
+    """Krylov spaces one after another, each orthogonal to the pairs locked before it."""
+
+    def __init__(
+        self,
+        A: Operator,
+        ends: tuple[End, ...],
+        tolerance: float,
+        limit: int,
+        seed: int,
+        progress: Progress | None,
+    ) -> None:
+        self.A, self.ends, self.tolerance, self.limit = A, ends, tolerance, limit
+        self.source, self.progress = generator(seed), progress
+        self.locked = torch.empty(0, A.shape[0], dtype=A.dtype, device=A.device)
+        self.locked_values: Array = np.empty(0)
+        self.norm, self.steps, self.complete = 0.0, 0, False
+
+    @property
+    def vectors(self) -> Tensor:
+        """The wanted vectors, shape (P, k), after `run`."""
+        return self.locked.T
+
+    def run(self) -> None:
+        """Search until a space holds nothing better than what is locked, or the limit is reached."""
+        while not self.complete:
+            go_on = self._explore()
+            if len(self.locked) == self.A.shape[0]:
+                self.complete = True
+            if not go_on:
+                return
+
+    def _explore(self) -> bool:
+        """Grow one Krylov space, and lock the best of it; whether the search should go on."""
+        basis = self.locked.new_empty(min(self.limit, 64), self.A.shape[0])
+        diagonal: list[float] = []
+        coupling: list[float] = []
+        scale = 0.0
+        k = sum(count for _, count in self.ends)
+        q = self._fresh_vector()
+        # The memory that locked vectors take is part of the limit.
+        limit = max(self.limit - len(self.locked), 1)
+        for step in range(limit):
+            if step == len(basis):
+                basis = torch.cat([basis, torch.empty_like(basis[: limit - step])])
+            basis[step] = q
+            w = self.A @ q
+            self.steps += 1
+            diagonal.append(float(q @ w))
+            self._orthogonalise(w, basis[: step + 1])
+            beta = float(w.norm())
+            scale = max(scale, abs(diagonal[-1]) + beta)
+            closed = beta <= 50 * torch.finfo(self.A.dtype).eps * max(scale, self.norm)
+            coupling.append(0.0 if closed else beta)
+            if self.progress is not None:
+                self.progress(self.steps, self.steps - step - 1 + limit)
+            last = step + 1 == limit
+            enough = step + 1 + len(self.locked) >= k
+            if last or closed or (enough and (step + 1) % CHECK_EVERY == 0):
+                values, vectors = _eigh(diagonal, coupling[:-1])
+                bounds = coupling[-1] * np.abs(vectors[-1])
+                self.norm = max(self.norm, float(np.abs(values).max()))
+                if len(self.locked) >= k and self._nothing_better(values, bounds):
+                    self.complete = True
+                    return False
+                if self._lock(basis[: step + 1], values, vectors, bounds, force=last or closed):
+                    return closed or not last
             q = w / beta
-    raise AssertionError("unreachable: the last step returns")
+        raise AssertionError("unreachable: the last step locks")
+
+    def _lock(
+        self, basis: Tensor, values: Array, vectors: Array, bounds: Array, *, force: bool
+    ) -> bool:
+        """Keep the best of locked and new pairs, if the new among them have converged."""
+        union = np.concatenate([self.locked_values, values])
+        chosen: list[int] = []
+        for end, count in self.ends:  # no pair for two ends, even where values are equal
+            ranked = [int(i) for i in _best(union, end, len(union)) if i not in chosen]
+            chosen += ranked[:count]
+        new = [i - len(self.locked) for i in chosen if i >= len(self.locked)]
+        accepted = 0.5 * self.tolerance * self.norm
+        if not force and (not new or bounds[new].max() > accepted):
+            return False
+        coefficients = torch.as_tensor(vectors).to(basis)
+        ritz = [
+            self.locked[i]
+            if i < len(self.locked)
+            else basis.T @ coefficients[:, i - len(self.locked)]
+            for i in chosen
+        ]
+        self.locked, self.locked_values = torch.stack(ritz), union[chosen]
+        return True
+
+    def _nothing_better(self, values: Array, bounds: Array) -> bool:
+        """Whether this space's best values are settled, and no better than the last ones locked."""
+        accepted = 0.5 * self.tolerance * self.norm
+        for end, count in self.ends:
+            rank, locked = _rank(values, end), _rank(self.locked_values, end)
+            best, last = int(np.argmax(rank)), np.sort(locked)[::-1][count - 1]
+            # A tenth of the distance to the last one locked is as good as convergence.
+            settled = bounds[best] <= max(accepted, 0.1 * (last - rank[best]))
+            if not settled or rank[best] > last + accepted:
+                return False
+        return True
+
+    def _fresh_vector(self) -> Tensor:
+        """A random unit vector orthogonal to the locked ones."""
+        q = gaussian(self.A, 1, self.source)[:, 0]
+        for _ in range(2):
+            self._orthogonalise(q, self.locked[:0])
+            q /= q.norm()
+        return q
+
+    def _orthogonalise(self, w: Tensor, basis: Tensor) -> None:
+        """Remove from w, twice and in place, what lies along the locked and the basis vectors."""
+        for known in (self.locked, basis) * 2:
+            if len(known):
+                w -= known.T @ (known @ w)
 
 
-def _tridiagonal(diagonal: list[float], coupling: list[float]) -> tuple[Array, Array]:
+def _eigh(diagonal: list[float], coupling: list[float]) -> tuple[Array, Array]:
+    """Eigenvalues (m,), ascending, and eigenvectors (m, m) of a symmetric tridiagonal matrix."""
     values, vectors = eigh_tridiagonal(np.array(diagonal), np.array(coupling))
     return values.astype(np.float64), vectors.astype(np.float64)
-
-
-def _fresh_vector(A: Operator, known: Tensor, source: torch.Generator) -> Tensor:
-    """A random unit vector orthogonal to the rows of `known`."""
-    q = gaussian(A, 1, source)[:, 0]
-    for _ in range(2):
-        q = q - known.T @ (known @ q)
-        q = q / q.norm()
-    return q
 
 
 def _rank(values: Array, end: str) -> Array:
@@ -213,18 +309,3 @@ def _rank(values: Array, end: str) -> Array:
 def _best(values: Array, end: str, count: int) -> NDArray[np.int64]:
     """Positions of the `count` most wanted values, the best first."""
     return np.argsort(-_rank(values, end), kind="stable")[:count]
-
-
-def _holds_nothing_better(
-    values: Array,
-    bounds: Array,
-    current: NDArray[np.int64],
-    end: str,
-    count: int,
-    accepted: float,
-) -> bool:
-    """Whether the current space's best value has converged and is no better than the last one wanted."""
-    rank = _rank(values, end)
-    best = current[np.argmax(rank[current])]
-    last = _best(values, end, count)[-1]
-    return bool(bounds[best] <= accepted and rank[best] <= rank[last] + accepted)

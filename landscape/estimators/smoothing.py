@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
+from landscape.errors import InputError
+
 Array = NDArray[np.float64]
 Axis = Literal["linear", "symlog"]
 
@@ -51,7 +53,12 @@ def smooth(
     Returns:
         Grid, values and standard error over probes, each of shape (points,), the width w or h in the
         units of the axis, and s (None on the linear axis). The standard error is NaN for one probe.
+
+    Raises:
+        InputError: the width is not positive.
     """
+    if not width > 0:
+        raise InputError(f"the smoothing width is {width}: it must be positive, for example 0.005")
     probes = [_resolved(measure) for measure in measures]
     nodes = np.concatenate([part[0] for part in probes])
     resolution = np.concatenate([part[2] for part in probes])

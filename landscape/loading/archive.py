@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from landscape.demos import DEMOS
 from landscape.errors import InputError
-from landscape.evaluation import NormStats
 from landscape.loading.data import infer_loss, read_data, take
 from landscape.loading.names import import_callable
 from landscape.objective import Loss
 from landscape.problem import Problem
 from landscape.results import atomic
+from landscape.undisturbed import NormStats
 
 FORMAT = "landscape/problem/1"
 # The only names in a file that are called without being typed.

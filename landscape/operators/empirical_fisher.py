@@ -33,9 +33,7 @@ class EmpiricalFisher(CurvatureOperator):
             for batch in run.batches():
                 rows = run.rows(batch)
                 samples += rows.numel()
-                result += sandwich_products(
-                    rows, run.leaves, self.problem.layout, block, lambda tangent: tangent
-                )
+                result += sandwich_products(run, rows, block, lambda tangent: tangent)
         return result * (samples / self.problem.terms**2)
 
 

@@ -21,7 +21,9 @@ class Fisher(CurvatureOperator):
 
     Exact for `cross_entropy` and `nll_loss` (softmax), `mse_loss` (a Gaussian of variance ½, whose
     negative log-likelihood is the squared error) and `binary_cross_entropy_with_logits` (Bernoulli). A
-    term counts by the class weight of its observed target; ignored targets count as nothing. (Amari 1998, doi:10.1162/089976698300017746; Kunstner et al. 2019, arXiv:1905.12558.)
+    term counts by the mass of its target, Σ w_c q_c over the classes (the class weight, smoothed as the
+    target is); ignored targets count as nothing. (Amari 1998, doi:10.1162/089976698300017746; Kunstner
+    et al. 2019, arXiv:1905.12558.)
 
     Args:
         problem: the loss, which must be one of those likelihoods.
@@ -62,7 +64,7 @@ class Fisher(CurvatureOperator):
                 middle = output_fisher(
                     self.problem.supervised(), output.detach(), target, self.samples, generator
                 )
-                result += sandwich_products(output, run.leaves, self.problem.layout, block, middle)
+                result += sandwich_products(run, output, block, middle)
         return result / self.problem.terms
 
 

@@ -43,7 +43,7 @@ class GaussNewton(CurvatureOperator):
                 output, target = run.output(batch)
                 require_tensor(output)
                 middle = output_hessian(self.problem.supervised(), output.detach(), target)
-                result += sandwich_products(output, run.leaves, self.problem.layout, block, middle)
+                result += sandwich_products(run, output, block, middle)
         return result / self.problem.terms
 
 
@@ -51,6 +51,8 @@ def output_hessian(objective: Objective, output: Tensor, target: Any) -> Callabl
     """Product with the Hessian of the sum of loss terms in the model's output."""
     leaf = output.requires_grad_()
     total, _ = objective.total(leaf, target)
+    if not total.requires_grad:  # a batch without terms
+        return torch.zeros_like
     (gradient,) = torch.autograd.grad(total, leaf, create_graph=True)
 
     def product(tangent: Tensor) -> Tensor:

@@ -28,5 +28,5 @@ class Hessian(CurvatureOperator):
         with self.problem.evaluation() as run:
             for batch in run.batches():
                 total, _ = run.total(batch)
-                result += hessian_products(total, run.leaves, self.problem.layout, block)
+                result += hessian_products(run, total, block)
         return result / self.problem.terms

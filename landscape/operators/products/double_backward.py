@@ -5,29 +5,28 @@ Works for everything that autograd differentiates twice, recurrent kernels inclu
 is due to Townsend 2017.)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from landscape.parameters import Layout
+from landscape.evaluation import Evaluation
 
 
-def hessian_products(
-    scalar: Tensor, leaves: Sequence[Tensor], layout: Layout, block: Tensor
-) -> Tensor:
+def hessian_products(run: Evaluation, scalar: Tensor, block: Tensor) -> Tensor:
     """∇²(scalar) times a block (P, K), by ∇(∇scalar · v)."""
-    result = torch.zeros_like(block)
+    result, layout = torch.zeros_like(block), run.problem.layout
     if not scalar.requires_grad:
         return result
-    gradients = torch.autograd.grad(scalar, leaves, create_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad(scalar, run.leaves, create_graph=True, allow_unused=True)
+    run.require_second_derivative(gradients)
     # A gradient that is constant in the parameters has no graph and adds no curvature.
     live = [i for i, g in enumerate(gradients) if g is not None and g.requires_grad]
     for k in range(block.shape[1] if live else 0):
         vectors = layout.split(block[:, k])
         products = torch.autograd.grad(
-            [gradients[i] for i in live],  # type: ignore[misc]
-            leaves,
+            [gradients[i] for i in live],
+            run.leaves,
             [vectors[i] for i in live],
             retain_graph=True,
             allow_unused=True,
@@ -37,30 +36,24 @@ def hessian_products(
 
 
 def sandwich_products(
-    outputs: Tensor,
-    leaves: Sequence[Tensor],
-    layout: Layout,
-    block: Tensor,
-    middle: Callable[[Tensor], Tensor],
+    run: Evaluation, outputs: Tensor, block: Tensor, middle: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Jᵀ M J times a block (P, K): J the Jacobian of `outputs`, M given by `middle` on its tangents."""
-    result = torch.zeros_like(block)
+    result, layout = torch.zeros_like(block), run.problem.layout
     if not outputs.requires_grad:
         return result
     # Jᵀu is linear in u, so differentiating (Jᵀu)·v by u gives J v.
     dummy = torch.zeros_like(outputs, requires_grad=True)
-    pulled = torch.autograd.grad(outputs, leaves, dummy, create_graph=True, allow_unused=True)
+    pulled = torch.autograd.grad(outputs, run.leaves, dummy, create_graph=True, allow_unused=True)
+    run.require_second_derivative(pulled)
     live = [i for i, g in enumerate(pulled) if g is not None and g.requires_grad]
     for k in range(block.shape[1] if live else 0):
         vectors = layout.split(block[:, k])
         (tangent,) = torch.autograd.grad(
-            [pulled[i] for i in live],  # type: ignore[misc]
-            dummy,
-            [vectors[i] for i in live],
-            retain_graph=True,
+            [pulled[i] for i in live], dummy, [vectors[i] for i in live], retain_graph=True
         )
         products = torch.autograd.grad(
-            outputs, leaves, middle(tangent).detach(), retain_graph=True, allow_unused=True
+            outputs, run.leaves, middle(tangent).detach(), retain_graph=True, allow_unused=True
         )
         result[:, k] = layout.flatten(products, block)
     return result

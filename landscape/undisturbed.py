@@ -1,0 +1,125 @@
+"""Using the user's model, data and process without leaving a trace."""
+
+import contextlib
+import copy
+import random
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+NormStats = Literal["running", "batch"]
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+@contextlib.contextmanager
+def preserved_randomness(seed: int, generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
+    """Seed every global generator (torch, CUDA, NumPy, random) inside, and put them back after."""
+    cuda = torch.cuda.is_initialized()
+    saved_cuda = torch.cuda.get_rng_state_all() if cuda else []
+    saved = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    saved_generators = [generator.get_state() for generator in generators]
+    try:
+        torch.default_generator.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        if cuda:
+            torch.cuda.manual_seed_all(seed)
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        torch.set_rng_state(saved[0])
+        np.random.set_state(saved[1])
+        random.setstate(saved[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(saved_cuda)
+        for generator, state in zip(generators, saved_generators, strict=True):
+            generator.set_state(state)
+
+
+@contextlib.contextmanager
+def undisturbed(modules: Sequence[nn.Module], norm_stats: NormStats) -> Iterator[None]:
+    """Evaluation mode inside, batch normalisation as `norm_stats` says; every module as it was after.
+
+    Put back are a module's attributes (mode, parameters, buffers, hooks, cached values), the contents
+    of its lists, sets and dictionaries, nested ones too, and the values of plain tensors.
+    """
+    attributes = [(module, dict(module.__dict__)) for module in modules]
+    values = [value for _, table in attributes for value in table.values()]
+    tables = [(table, copy.copy(table)) for value in values for table in _tables(value)]
+    tensors = [(value, value.detach().clone()) for value in values if isinstance(value, Tensor)]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    try:
+        # The fused encoder layer has no derivative and other rounding.
+        torch.backends.mha.set_fastpath_enabled(False)
+        for module in modules:
+            module.training = False
+            if isinstance(module, BatchNorm) and norm_stats == "batch":
+                # Batch statistics come with training=True; this keeps the running ones from moving.
+                module.training, module.track_running_stats = True, False
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+                module.sparse = False  # sparse gradients cannot be differentiated again
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module, own in attributes:
+            module.__dict__.clear()
+            module.__dict__.update(own)
+        # The very same tables and tensors are refilled: hook handles and others hold references.
+        for table, contents in tables:
+            table.clear()
+            (table.extend if isinstance(table, list) else table.update)(contents)
+        for tensor, value in tensors:
+            if not torch.equal(tensor.detach(), value):
+                tensor.detach().copy_(value)
+
+
+def _tables(value: Any) -> Iterator[Any]:
+    """A value and the values in it, as far as they are plain dictionaries, lists or sets."""
+    if type(value) in (dict, OrderedDict, list, set):
+        yield value
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tables(item)
+
+
+@contextlib.contextmanager
+def differentiable(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Kernels with a second derivative, in full precision, whatever the caller's surroundings.
+
+    Fused attention has none on any device, cuDNN's recurrent kernels have none on CUDA, and the second
+    derivative of torch's fused weight norm is wrong (seen in torch 2.13).
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in modules):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        if any(_is_weight_norm(module) for module in modules):
+            stack.enter_context(_PlainWeightNorm())
+        yield
+
+
+def _is_weight_norm(module: nn.Module) -> bool:
+    hooks = module._forward_pre_hooks.values()
+    return any("WeightNorm" in type(thing).__name__ for thing in (module, *hooks))
+
+
+class _PlainWeightNorm(TorchFunctionMode):
+    """Weight norm written out, v · g/‖v‖, instead of torch's fused kernel."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch._weight_norm:
+            v, g, *rest = args
+            dim = rest[0] if rest else (kwargs or {}).get("dim", 0)
+            return v * (g / torch.norm_except_dim(v, 2, dim))
+        return func(*args, **(kwargs or {}))
