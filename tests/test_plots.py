@@ -164,7 +164,7 @@ def test_notes_state_size_work_smoothing_and_trace_with_its_error() -> None:
     width = NET["density"]["width"]
     assert notes == (
         "P = 2,500 parameters · 10 probes × 50 steps\n"
-        f"trace = 17.94 ± 0.31 · kernel σ = {width:.2g}"
+        f"trace = 17.94 ± 0.31 · kernel σ ≥ {width:.2g}"
     )
 
 

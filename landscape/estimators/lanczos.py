@@ -84,8 +84,8 @@ def eigenpairs(
     Example:
         >>> import torch, landscape as ls
         >>> A = ls.as_operator(torch.diag(torch.tensor([3.0, 1.0, 3.0, -2.0])))
-        >>> ls.eigenpairs(A, 2).values
-        tensor([3., 3.], dtype=torch.float64)
+        >>> [round(value, 9) for value in ls.eigenpairs(A, 2).values.tolist()]
+        [3.0, 3.0]
     """
     if which not in ("largest", "smallest", "magnitude", "both"):
         raise InputError(f"which is {which!r}: choose 'largest', 'smallest', 'magnitude' or 'both'")

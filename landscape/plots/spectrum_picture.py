@@ -105,7 +105,7 @@ def collect(result: Mapping[str, Any], axis: Axis) -> Picture:
     size = count(result["parameters"], "parameter")
     work = f"{count(probes, 'probe')} × {count(steps, 'step')}"
     trace = with_error(result["trace"]["value"], result["trace"]["standard_error"])
-    kernel = f"kernel σ = {number(sigma)}"
+    kernel = f"kernel σ ≥ {number(sigma)}"
     kernel += "" if s is None else f" in asinh(λ / {number(s)})"
     return Picture(
         grid=grid,

@@ -40,14 +40,14 @@ CHUNK = 64  # samples per piece of the oracle; unlike any batch size of the runs
 ORACLE_PROBES = 30
 
 
-def oracle(archive: Path, name: str) -> dict[str, Any]:
-    """Top five eigenvalues and the trace in float64."""
+def oracle(archive: Path, name: str, limit: int | None) -> dict[str, Any]:
+    """Top five eigenvalues and the trace in float64, on all samples or a subset of `limit`."""
     demo = DEMOS[name]
     content = torch.load(archive, weights_only=True)
     model = build_model(demo)
     model.load_state_dict(content["state_dict"])
     model = model.double().eval()
-    inputs, targets = read_data(demo.data, limit=content["data"]["limit"])
+    inputs, targets = read_data(demo.data, limit=limit or content["data"]["limit"])
     inputs = inputs.double() if inputs.is_floating_point() else inputs
     weights = list(model.parameters())
     sizes = [w.numel() for w in weights]
@@ -80,7 +80,6 @@ def oracle(archive: Path, name: str) -> dict[str, Any]:
             "kind": "dense",
             "eigenvalues": values[::-1][:5].tolist(),
             "trace": {"value": float(values.sum()), "standard_error": 0.0},
-            "all": values.tolist(),
         }
     operator = LinearOperator((size, size), matvec=product, dtype=float)
     rng = np.random.default_rng(12345)
@@ -97,16 +96,18 @@ def oracle(archive: Path, name: str) -> dict[str, Any]:
     }
 
 
-def measure(name: str, folder: Path) -> dict[str, Any]:
+def measure(name: str, folder: Path, limit: int | None = None) -> dict[str, Any]:
     """One demo: the command's own numbers beside the oracle's."""
     archive, result = folder / f"{name}.pt", folder / f"{name}.json"
     command = [sys.executable, "-m", "landscape_cli"]
     if not archive.exists():
         subprocess.run([*command, "demo", name, "-o", str(archive)], check=True)
-    run = ["spectrum", str(archive), *OPTIONS[name], "--json", str(result)]
-    subprocess.run([*command, *run], check=True)
+    options = [*OPTIONS[name], *(["--limit", str(limit)] if limit else [])]
+    subprocess.run(
+        [*command, "spectrum", str(archive), *options, "--json", str(result)], check=True
+    )
     found = json.loads(result.read_text())
-    truth = oracle(archive, name)
+    truth = oracle(archive, name, limit)
     errors = [
         abs(pair["value"] - value) / abs(value)
         for pair, value in zip(found["eigenvalues"], truth["eigenvalues"], strict=True)
@@ -114,14 +115,14 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     spread = math.hypot(found["trace"]["standard_error"], truth["trace"]["standard_error"])
     return {
         "demo": name,
-        "command": f"landscape {' '.join(['spectrum', f'{name}.pt', *OPTIONS[name]])}",
+        "command": f"landscape {' '.join(['spectrum', f'{name}.pt', *options])}",
         "parameters": found["parameters"],
         "samples": found["provenance"]["problem"]["samples"],
         "dtype": found["provenance"]["dtype"],
         "eigenvalues": found["eigenvalues"],
         "trace": found["trace"],
         "cost": found["cost"],
-        "oracle": {key: value for key, value in truth.items() if key != "all"},
+        "oracle": truth,
         "relative_errors": errors,
         "trace_deviation_in_standard_errors": (found["trace"]["value"] - truth["trace"]["value"])
         / spread,
