@@ -1,7 +1,7 @@
 """The README's picture: the Hessian spectrum of the cnn demo, from its saved result.
 
-    landscape demo cnn -o cnn.pt && landscape spectrum cnn.pt --json figures/data/spectrum_cnn.json
-    python figures/spectrum.py
+landscape demo cnn -o cnn.pt && landscape spectrum cnn.pt --json figures/data/spectrum_cnn.json
+python figures/spectrum.py
 """
 
 from pathlib import Path

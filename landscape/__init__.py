@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from landscape.loading.archive import save_problem as save_problem
     from landscape.operators.base import Identity as Identity
     from landscape.operators.base import Operator as Operator
-    from landscape.operators.base import as_operator as as_operator
     from landscape.operators.empirical_fisher import EmpiricalFisher as EmpiricalFisher
     from landscape.operators.empirical_fisher import GradientCovariance as GradientCovariance
     from landscape.operators.fisher import Fisher as Fisher
     from landscape.operators.gauss_newton import GaussNewton as GaussNewton
     from landscape.operators.hessian import Hessian as Hessian
+    from landscape.operators.matrix import as_operator as as_operator
     from landscape.problem import Problem as Problem
 
 __version__ = "0.1.0"
@@ -44,7 +44,7 @@ _HOMES = {
     "save_problem": "loading.archive",
     "Identity": "operators.base",
     "Operator": "operators.base",
-    "as_operator": "operators.base",
+    "as_operator": "operators.matrix",
     "EmpiricalFisher": "operators.empirical_fisher",
     "GradientCovariance": "operators.empirical_fisher",
     "Fisher": "operators.fisher",

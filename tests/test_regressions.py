@@ -121,7 +121,7 @@ def test_ghost_eigenvalues_are_not_returned_as_eigenpairs(dtype: torch.dtype) ->
     assert values[2] <= 1 + 1e-4
     # And in a spectrum they do not double the eigenvalue's weight.
     density = ls.spectral_density(A, probes=200, steps=60)
-    nodes, weights = (np.concatenate([m[i] for m in density.measures]) for i in (0, 1))
+    nodes, weights = (np.concatenate([m[i] for m in density.ritz]) for i in (0, 1))
     share = weights[abs(nodes - 100) < 0.01].sum() / 200
     # squared projections: relative scatter √2 per probe
     assert share == pytest.approx(1 / 200, rel=4 * math.sqrt(2 / 200))

@@ -22,7 +22,7 @@ ROUNDING = {torch.float64: 1e-13, torch.float32: 2e-6}  # of a product, relative
 
 def distance(density: SpectralDensity, spectrum: np.ndarray, probes: slice = slice(None)) -> float:
     """Wasserstein-1 distance of the mean of some probes' measures from the exact spectrum."""
-    chosen = density.measures[probes]
+    chosen = density.ritz[probes]
     nodes, weights = (np.concatenate([measure[i] for measure in chosen]) for i in (0, 1))
     return float(wasserstein_distance(nodes, spectrum, weights))
 
@@ -45,7 +45,7 @@ def test_weights_sum_to_one_and_nodes_lie_within_the_spectrum(
     A = ls.as_operator(with_spectrum(spectrum), dtype=dtype)
     density = ls.spectral_density(A, probes=3, steps=60, reorthogonalize=reorthogonalize)
     slack = 60 * ROUNDING[dtype] * np.abs(spectrum).max()  # rounding of every step
-    for nodes, weights, *_ in density.measures:
+    for nodes, weights, *_ in density.ritz:
         assert weights.sum() == pytest.approx(1, abs=1e-12)
         assert (weights >= 0).all()
         assert (np.diff(nodes) >= 0).all()
@@ -62,7 +62,7 @@ def test_quadrature_integrates_polynomials_up_to_twice_the_steps_minus_one(
     A = ls.as_operator(matrix)
     density = ls.spectral_density(A, probes=3, steps=steps, reorthogonalize=True)
     starts = rademacher(A, 3, generator(0))
-    for z, (nodes, weights, *_) in zip(starts.T, density.measures, strict=True):
+    for z, (nodes, weights, *_) in zip(starts.T, density.ritz, strict=True):
         power = z.clone()
         for degree in range(2 * min(steps, size)):
             assert weights @ nodes**degree == pytest.approx(float(z @ power) / size, abs=1e-12)
@@ -81,7 +81,7 @@ def test_without_reorthogonalisation_ghosts_share_the_weight_of_their_original(
     values, vectors = np.linalg.eigh(matrix.numpy())
     starts = rademacher(A, 3, generator(0)).double().numpy()
     density = ls.spectral_density(A, probes=3, steps=100)
-    for z, (nodes, weights, *_) in zip(starts.T, density.measures, strict=True):
+    for z, (nodes, weights, *_) in zip(starts.T, density.ritz, strict=True):
         exact = (vectors.T @ z) ** 2 / len(values)
         for outlier in (20.0, 15.0, -7.5):
             near = abs(nodes - outlier) < 1e-3
@@ -115,7 +115,7 @@ def test_breakdown_leaves_the_exact_measure_of_the_probe(
     values, vectors = np.linalg.eigh(matrix.numpy())
     starts = rademacher(A, 4, generator(0)).double().numpy()
     size = max(1.0, np.abs(spectrum).max())
-    for z, (nodes, weights, *_) in zip(starts.T, density.measures, strict=True):
+    for z, (nodes, weights, *_) in zip(starts.T, density.ritz, strict=True):
         if length is not None:
             assert len(nodes) == length
         assert len(nodes) <= 30
@@ -128,10 +128,10 @@ def test_probes_that_break_down_at_different_steps_do_not_disturb_each_other() -
     """For the matrix of ones a probe of balanced signs is an eigenvector, and most others are not."""
     A = ls.as_operator(torch.ones(8, 8))
     density = ls.spectral_density(A, probes=200, steps=5, reorthogonalize=True)
-    lengths = [len(measure.nodes) for measure in density.measures]
+    lengths = [len(measure.nodes) for measure in density.ritz]
     assert set(lengths) == {1, 2}
     starts = rademacher(A, 200, generator(0)).numpy()
-    for z, (nodes, weights, *_) in zip(starts.T, density.measures, strict=True):
+    for z, (nodes, weights, *_) in zip(starts.T, density.ritz, strict=True):
         assert weights @ nodes == pytest.approx(z.sum() ** 2 / 8, abs=1e-12)
         assert weights @ nodes**2 == pytest.approx(z.sum() ** 2, abs=1e-10)
 
@@ -174,7 +174,7 @@ def test_density_of_the_net_through_products_matches_that_of_its_dense_hessian()
     A, spectrum = net_operator()
     through_products = ls.spectral_density(ls.Hessian(problem), probes=4, steps=40)
     dense = ls.spectral_density(A, probes=4, steps=40)
-    for (n1, w1, *_), (n2, w2, *_) in zip(through_products.measures, dense.measures, strict=True):
+    for (n1, w1, *_), (n2, w2, *_) in zip(through_products.ritz, dense.ritz, strict=True):
         # float32 and float64 make different ghosts, see above
         assert wasserstein_distance(n1, n2, w1, w2) <= 1e-3 * np.ptp(spectrum)
 
@@ -190,7 +190,7 @@ def test_a_block_of_probes_equals_its_probes_one_by_one(steps: int) -> None:
         fewer = ls.spectral_density(A, probes=probes, steps=steps)
         for i in range(probes):
             # a product of a block and of a vector round differently
-            for part, other in zip(block.measures[i], fewer.measures[i], strict=True):
+            for part, other in zip(block.ritz[i], fewer.ritz[i], strict=True):
                 assert np.allclose(part, other, atol=1e-9)
 
 
@@ -238,7 +238,7 @@ def test_pointwise_standard_error_covers_the_exact_smoothed_density(
 def test_smoothed_density_integrates_to_one(name: str, steps: int, axis: str) -> None:
     A = ls.as_operator(with_spectrum(SPECTRA[name]))
     density = ls.spectral_density(A, probes=3, steps=steps)
-    smoothed = smooth(density.measures, axis=axis)  # type: ignore[arg-type]
+    smoothed = smooth(density.ritz, axis=axis)  # type: ignore[arg-type]
     # By the trapezoidal rule, as a reader of the saved result would.
     assert np.trapezoid(smoothed.values, smoothed.grid) == pytest.approx(1, abs=1e-3)
     assert (smoothed.values >= 0).all()
@@ -252,14 +252,14 @@ def test_density_of_a_single_repeated_eigenvalue_integrates_to_one(
     spectrum: np.ndarray, axis: str
 ) -> None:
     density = ls.spectral_density(ls.as_operator(with_spectrum(spectrum)), probes=2, steps=5)
-    smoothed = smooth(density.measures, axis=axis)  # type: ignore[arg-type]
+    smoothed = smooth(density.ritz, axis=axis)  # type: ignore[arg-type]
     assert np.trapezoid(smoothed.values, smoothed.grid) == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("axis", ["linear", "symlog"])
 def test_standard_error_is_that_of_a_mean_and_nan_for_one_probe(axis: str) -> None:
     density = ls.spectral_density(ls.as_operator(with_spectrum(SPECTRA["network"])), probes=6)
-    bare = [(nodes, weights) for nodes, weights, *_ in density.measures]  # no residuals
+    bare = [(nodes, weights) for nodes, weights, *_ in density.ritz]  # no residuals
     whole = smooth(bare, axis=axis)  # type: ignore[arg-type]
     grid, s, nodes = whole.grid, whole.linear_threshold, np.concatenate([n for n, _ in bare])
     span = np.ptp(nodes) if s is None else np.ptp(np.arcsinh(nodes / s))
@@ -280,11 +280,11 @@ def test_residuals_of_ritz_pairs_are_those_of_the_recurrence() -> None:
     """A node's residual bounds its distance to a true eigenvalue; at full length it vanishes."""
     spectrum = SPECTRA["network"]
     A = ls.as_operator(with_spectrum(spectrum))
-    for measure in ls.spectral_density(A, probes=3, steps=25, reorthogonalize=True).measures:
+    for measure in ls.spectral_density(A, probes=3, steps=25, reorthogonalize=True).ritz:
         nearest = np.abs(measure.nodes[:, None] - spectrum).min(1)
         assert (nearest <= measure.residuals + 1e-12).all()
         assert measure.residuals.max() > 1e-3
-    for measure in ls.spectral_density(A, probes=3, steps=500, reorthogonalize=True).measures:
+    for measure in ls.spectral_density(A, probes=3, steps=500, reorthogonalize=True).ritz:
         assert measure.residuals.max() <= 1e-10
 
 
@@ -301,7 +301,7 @@ def test_scaling_by_a_power_of_two_scales_the_nodes_bit_for_bit(
     options = {"probes": 3, "steps": 30, "reorthogonalize": reorthogonalize}
     whole = ls.spectral_density(ls.as_operator(matrix, dtype=dtype), **options)
     scaled = ls.spectral_density(ls.as_operator(matrix * factor, dtype=dtype), **options)
-    for (n1, w1, *_), (n2, w2, *_) in zip(whole.measures, scaled.measures, strict=True):
+    for (n1, w1, *_), (n2, w2, *_) in zip(whole.ritz, scaled.ritz, strict=True):
         assert np.array_equal(n1 * factor, n2)
         assert np.array_equal(w1, w2)
     assert np.allclose(whole.smoothed.grid * factor, scaled.smoothed.grid, rtol=1e-12)
@@ -314,7 +314,7 @@ def test_scaling_the_matrix_scales_the_measure(factor: float, dtype: torch.dtype
     matrix = with_spectrum(SPECTRA["network"])
     whole = ls.spectral_density(ls.as_operator(matrix, dtype=dtype), probes=3, steps=40)
     scaled = ls.spectral_density(ls.as_operator(matrix * factor, dtype=dtype), probes=3, steps=40)
-    for (n1, w1, *_), (n2, w2, *_) in zip(whole.measures, scaled.measures, strict=True):
+    for (n1, w1, *_), (n2, w2, *_) in zip(whole.ritz, scaled.ritz, strict=True):
         assert len(n1) == len(n2)
         # other rounding makes other ghosts
         assert wasserstein_distance(n1, n2 / factor, w1, w2) <= 1e-3 * 20
@@ -368,7 +368,7 @@ def test_cost_counts_one_product_per_probe_and_step() -> None:
 def test_one_seed_means_one_answer() -> None:
     A = ls.as_operator(with_spectrum(SPECTRA["network"]))
     first, again, other = (ls.spectral_density(A, probes=2, steps=9, seed=s) for s in (3, 3, 4))
-    for one, two, three in zip(first.measures, again.measures, other.measures, strict=True):
+    for one, two, three in zip(first.ritz, again.ritz, other.ritz, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
         assert not np.array_equal(one.nodes, three.nodes)
 

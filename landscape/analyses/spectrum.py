@@ -241,8 +241,8 @@ def spectrum(
         )
     ]
     zero = _rounding(A) * max(abs(pair.value) for pair in found)
-    masses = [mass_below(measure, -zero) for measure in density.measures]
-    energies = [_negative_energy(measure, zero) for measure in density.measures]
+    masses = [mass_below(measure, -zero) for measure in density.ritz]
+    energies = [_negative_energy(measure, zero) for measure in density.ritz]
     return Spectrum(
         operator=type(A).__name__,
         parameters=A.shape[0],
@@ -259,7 +259,7 @@ def spectrum(
         negative_energy=_mean(energies),
         zero=zero,
         density=density.smoothed,
-        ritz=density.measures,
+        ritz=density.ritz,
         failures=_failures(pairs, found, top, tolerance),
         cost=cost,
         provenance=provenance(A, seed=seed, command=command)

@@ -1,0 +1,1 @@
+"""Numbers with error bars from products alone: one file per method."""

@@ -31,14 +31,28 @@ class Measure(NamedTuple):
 class SpectralDensity:
     """A quadrature measure for every probe, and their smoothed average.
 
-    `smoothed` holds grid, values, standard error and kernel width; `first_moments[i]` is zᵀAz of probe
-    i, one Hutchinson sample of the trace.
+    `grid`, `values` and `standard_error`, each of shape (points,), are the density per unit of
+    eigenvalue and its standard error over probes, also found in `smoothed` with the kernel's width;
+    `ritz` holds the quadrature of every probe; `first_moments[i]` is zᵀAz of probe i, one Hutchinson
+    sample of the trace.
     """
 
-    measures: list[Measure]
+    ritz: list[Measure]
     smoothed: SmoothDensity
     first_moments: Array
     cost: Cost
+
+    @property
+    def grid(self) -> Array:
+        return self.smoothed.grid
+
+    @property
+    def values(self) -> Array:
+        return self.smoothed.values
+
+    @property
+    def standard_error(self) -> Array:
+        return self.smoothed.standard_error
 
 
 def spectral_density(
@@ -68,7 +82,7 @@ def spectral_density(
         seed: of the probes.
         reorthogonalize: keep the basis, steps × P numbers per probe, and orthogonalise against it twice.
         width: of the Gaussians that smooth the density, as a share of the range of the spectrum, see
-            `smooth`; `smooth(result.measures, axis="symlog")` smooths the same measures otherwise.
+            `smooth`; `smooth(result.ritz, axis="symlog")` smooths the same measures otherwise.
         progress: called with (products done, products expected).
 
     Returns:
@@ -81,7 +95,7 @@ def spectral_density(
     Example:
         >>> import torch, landscape as ls
         >>> A = ls.as_operator(torch.diag(torch.tensor([1.0, 1.0, 5.0])))
-        >>> ls.spectral_density(A, probes=1).measures[0].nodes.round(6)
+        >>> ls.spectral_density(A, probes=1).ritz[0].nodes.round(6)
         array([1., 5.])
     """
     if probes < 1 or steps < 1:

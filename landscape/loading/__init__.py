@@ -1,0 +1,1 @@
+"""Files and names become live objects; the only room that reads untrusted files."""
