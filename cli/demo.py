@@ -15,7 +15,9 @@ def demo(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="Where to write the archive.")
     ] = Path("model.pt"),
-    seed: Annotated[int, typer.Option("--seed", help="Of weights and batches.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of weights and batches.")
+    ] = 0,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     debug: options.Debug = False,
 ) -> None:

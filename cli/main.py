@@ -52,7 +52,7 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(code)
     except (KeyboardInterrupt, typer.Abort):
-        _stop("interrupted; nothing was written", INTERRUPTED)
+        _stop("interrupted", INTERRUPTED)
     except LandscapeError as error:
         _stop(str(error), error.exit_code)
     except OSError as error:

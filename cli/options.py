@@ -119,7 +119,10 @@ Dtype = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option("--seed", help="Of every random choice.", rich_help_panel=CURVATURE)
+    int,
+    typer.Option(
+        "--seed", min=0, max=2**32 - 1, help="Of every random choice.", rich_help_panel=CURVATURE
+    ),
 ]
 Json = Annotated[
     Path | None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from landscape.errors import UntrustedResult
+from landscape.errors import InputError, UntrustedResult
 
 from . import options
 from .options import CURVATURE, OUTPUT
@@ -77,7 +77,7 @@ def spectrum(
         typer.Option(
             "--max-steps",
             metavar="N",
-            help="Most Lanczos steps for the eigenvalues. [default: 300]",
+            help="Largest Krylov basis for the eigenvalues, vectors in memory. [default: 300]",
             rich_help_panel=CURVATURE,
         ),
     ] = None,
@@ -134,6 +134,8 @@ def spectrum(
     for path in [figure] if to_stdout or json_file is None else [figure, json_file]:
         require_folder(path)
         require_other(path, model)
+    if json_file is not None and json_file.resolve() == figure.resolve():
+        raise InputError(f"the figure and the numbers would both be written to {str(figure)!r}")
     messages = Console(stderr=True)
     problem = load_problem(
         model,
@@ -212,8 +214,7 @@ def _show(console: "Console", result: "Spectrum", model: Path, written: list[Pat
     table.add_row(
         "negative",
         f"{with_error(100 * energy.value, 100 * energy.standard_error)} % of Σ|λ|",
-        f"{number(100 * mass.value)} % of the eigenvalues, between {number(100 * mass.lower)} and "
-        f"{number(100 * mass.upper)} %",
+        f"{number(100 * mass.lower)} to {number(100 * mass.upper)} % of the eigenvalues",
     )
     cost = result.cost
     gradients = (

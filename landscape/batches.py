@@ -86,18 +86,18 @@ def _cut(
     ]
 
 
-def move(thing: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def move(thing: Any, device: torch.device, dtype: torch.dtype, *, copy: bool = False) -> Any:
     """A batch on the device, its floating-point tensors in `dtype`; containers keep their kind."""
     if isinstance(thing, Tensor):
         if thing.is_inference():  # made under inference_mode, where autograd may not save it
             thing = thing.clone()
-        return thing.to(device, dtype if thing.is_floating_point() else None)
+        return thing.to(device, dtype if thing.is_floating_point() else None, copy=copy)
     if isinstance(thing, Mapping):
-        return {key: move(value, device, dtype) for key, value in thing.items()}
+        return {key: move(value, device, dtype, copy=copy) for key, value in thing.items()}
     if isinstance(thing, tuple) and hasattr(thing, "_fields"):
-        return type(thing)(*(move(value, device, dtype) for value in thing))
+        return type(thing)(*(move(value, device, dtype, copy=copy) for value in thing))
     if isinstance(thing, (list, tuple)):
-        return type(thing)(move(value, device, dtype) for value in thing)
+        return type(thing)(move(value, device, dtype, copy=copy) for value in thing)
     return thing.to(device) if hasattr(thing, "to") else thing
 
 

@@ -63,7 +63,7 @@ def is_random(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def makes_non_finite(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a module turns finite inputs into an output that is not finite."""
+    """Whether a module's output is not finite; the first such module is where it arises."""
     outputs = _tensors(module.forward(*args, **kwargs))
     return not all(bool(torch.isfinite(output).all()) for output in outputs)
 

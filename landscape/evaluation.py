@@ -30,13 +30,15 @@ class Evaluation:
         self._batch: Any = None  # the one at work, for messages
         # Copies, because a forward pass may write to weights (max_norm) or buffers in place. A tied
         # weight is one leaf in several tables.
-        originals, copies = problem.selected(), dict[int, Tensor]()
+        self._originals = problem.selected()
+        copies: dict[int, Tensor] = {}
         for module in problem.modules:
             for name, value in module._parameters.items():
                 if value is not None:
-                    copies.setdefault(id(value), self._copy(value))
+                    if id(value) not in copies:
+                        copies[id(value)] = self._copy(value)
                     module._parameters[name] = copies[id(value)]  # type: ignore[assignment]
-        self.leaves = [copies[id(p)].requires_grad_() for p in originals]
+        self.leaves = [copies[id(p)].requires_grad_() for p in self._originals]
         self._buffers = [
             (module._buffers, name, value)
             for module in problem.modules
@@ -54,6 +56,10 @@ class Evaluation:
         for table, name, value in self._buffers:
             table[name] = copies.setdefault(id(value), self._copy(value))
 
+    def _own(self, batch: Any) -> Any:
+        """A copy of the batch: models and losses may write to their inputs in place."""
+        return batches.move(batch, self.problem.device, self.problem.dtype, copy=True)
+
     def batches(self) -> Iterator[Any]:
         for batch in self.problem.batches():
             self._batch = batch
@@ -61,7 +67,7 @@ class Evaluation:
 
     def output(self, batch: Any) -> tuple[Any, Any]:
         """The model's prediction for a batch, and the target."""
-        args, kwargs, target = batches.unpack(batch)
+        args, kwargs, target = batches.unpack(self._own(batch))
         self._renew_buffers()
         output = self.problem.model(*args, **kwargs)
         recognised = self.problem.supervised().recognised
@@ -73,7 +79,7 @@ class Evaluation:
             return self.problem.objective.total(*self.output(batch))
         assert self.problem.closure is not None
         self._renew_buffers()
-        value: Any = self.problem.closure(self.problem.model, batch)
+        value: Any = self.problem.closure(self.problem.model, self._own(batch))
         if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], Tensor)):
             raise InputError(
                 "the closure must return (mean loss, number of terms), a scalar tensor and a number"
@@ -89,12 +95,16 @@ class Evaluation:
         """Sum of the loss terms of every sample of a batch, shape (samples,)."""
         return self.problem.supervised().rows(*self.output(batch))
 
-    def require_second_derivative(self, gradients: Any) -> None:
-        """Refuse gradients in whose graph something is differentiable only once; looks once."""
-        if not self.problem.twice_differentiable:
+    def require_second_derivative(self, gradients: Any, kind: str) -> None:
+        """Refuse gradients in whose graph something is differentiable only once.
+
+        Every batch is looked at in the first product of its kind, and no more.
+        """
+        checked = self.problem.graphs_checked
+        if checked[kind] < self.problem.batch_count:
             if culprits.reaches_error_node(gradients):
                 raise self.explain("marked differentiable once")
-            self.problem.twice_differentiable = True
+            checked[kind] += 1
 
     # What follows refuses, in one sentence, a batch that cannot be measured.
 
@@ -129,6 +139,15 @@ class Evaluation:
             raise InputError(
                 "the loss does not depend on the selected parameters through differentiable "
                 "operations: is something detached, or under torch.no_grad()?"
+            )
+        # The leaves stand in the modules' tables; who keeps the parameters elsewhere misses them.
+        beside = torch.autograd.grad(graph, self._originals, allow_unused=True)
+        found = [n for n, g in zip(self.problem.names, beside, strict=True) if g is not None]
+        if found:
+            raise InputError(
+                f"parameter {found[0]!r} is used through a reference kept outside its module (in a list, "
+                "or captured by a function), where it cannot be replaced: look it up on the module "
+                "inside forward or the loss, for example with model.parameters()"
             )
 
     def _require_determinism(self, total: float) -> None:

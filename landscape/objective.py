@@ -275,7 +275,7 @@ class Objective:
         return value
 
     def _value(self, output: Any, target: Any) -> Tensor:
-        value = self.loss(output, target)
+        value = self.loss(output, _rows(target, None, None))  # it may write to its target
         if not isinstance(value, Tensor):
             raise InputError(
                 f"the loss {self.name} returned a {type(value).__name__}, not a tensor: return the "
@@ -404,10 +404,10 @@ def _first_tensor(thing: Any) -> Tensor | None:
     return None
 
 
-def _rows(thing: Any, start: int, stop: int) -> Any:
-    """Rows start … stop of every tensor in a nested output or target."""
+def _rows(thing: Any, start: int | None, stop: int | None) -> Any:
+    """Rows start … stop of every tensor in a nested output or target, copied."""
     if isinstance(thing, Tensor):
-        return thing[start:stop] if thing.ndim else thing
+        return thing[start:stop].clone() if thing.ndim else thing.clone()
     if isinstance(thing, Mapping):
         return type(thing)({key: _rows(value, start, stop) for key, value in thing.items()})  # type: ignore[call-arg]
     if isinstance(thing, tuple) and hasattr(thing, "_fields"):

@@ -3,7 +3,9 @@
 import contextlib
 import copy
 import hashlib
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape import batches
-from landscape.errors import InputError
+from landscape.errors import InputError, UntrustedResult
 from landscape.evaluation import SEED, Evaluation, evaluation
 from landscape.objective import Loss, Objective
 from landscape.parameters import Layout, canonical_device, select
@@ -108,6 +110,8 @@ class Problem:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
+        if dtype is not None and not dtype.is_floating_point:
+            raise InputError(f"dtype is {dtype}: choose torch.float32 or torch.float64")
         if norm_stats not in ("running", "batch"):
             raise InputError(f"norm_stats is {norm_stats!r}: choose 'running' or 'batch'")
         self.model = model
@@ -122,7 +126,7 @@ class Problem:
         self.dtype = dtype or self.selected()[0].dtype
         self.layout = Layout(tuple(self.names), tuple(p.shape for p in self.selected()))
         self.data = batches.as_batches(data, batch_size, pairs=self.objective is not None)
-        self.twice_differentiable = False  # not yet known
+        self.graphs_checked: Counter[str] = Counter()  # per kind of product
         self._kept: list[Any] | None = None
         self._used: list[bool] | None = None
         self._gradient_seconds: float | None = None
@@ -161,7 +165,10 @@ class Problem:
     def loss(self) -> float:
         """L(θ) over all the data."""
         with self.evaluation() as run, torch.no_grad():
-            return sum(float(run.total(batch)[0]) for batch in run.batches()) / self.terms
+            value = sum(float(run.total(batch)[0]) for batch in run.batches()) / self.terms
+        if not math.isfinite(value):
+            raise UntrustedResult(f"the loss is {value} at the model's current weights")
+        return value
 
     def gradient(self) -> Tensor:
         """∇L(θ) over all the data, shape (P,)."""
@@ -176,6 +183,8 @@ class Problem:
                 used = [u or p is not None for u, p in zip(used, parts, strict=True)]
                 result += self.layout.flatten(parts, result)
         self._used = used
+        if not bool(torch.isfinite(result).all()):
+            raise UntrustedResult("the gradient is not finite at the model's current weights")
         return result / self.terms
 
     def gradient_seconds(self) -> float:

@@ -19,6 +19,7 @@ import numpy as np
 if TYPE_CHECKING:
     from landscape.operators.base import Operator
 
+SPECTRUM_SCHEMA = "landscape/spectrum/1"
 Progress = Callable[[int, int], None]  # (products done, products expected)
 
 
@@ -91,7 +92,8 @@ class Estimate:
     cost: Cost
 
     def __str__(self) -> str:
-        return f"{self.value:.6g} ± {self.standard_error:.2g}"
+        note = " (tolerance not reached)" if self.converged is False else ""
+        return f"{self.value:.6g} ± {self.standard_error:.2g}{note}"
 
 
 def provenance(operator: "Operator", *, seed: int, command: str | None) -> dict[str, Any]:

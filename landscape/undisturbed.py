@@ -52,7 +52,11 @@ def undisturbed(modules: Sequence[nn.Module], norm_stats: NormStats) -> Iterator
     """
     attributes = [(module, dict(module.__dict__)) for module in modules]
     values = [value for _, table in attributes for value in table.values()]
-    tables = [(table, copy.copy(table)) for value in values for table in _tables(value)]
+    seen: set[int] = set()
+    tables = [(table, copy.copy(table)) for value in values for table in _tables(value, seen)]
+    # Some frameworks put their own kind of dictionary there.
+    own_tables = [table for m in modules for table in (m._parameters, m._buffers)]
+    tables += [(table, dict(table)) for table in own_tables if id(table) not in seen]
     tensors = [(value, value.detach().clone()) for value in values if isinstance(value, Tensor)]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -80,12 +84,13 @@ def undisturbed(modules: Sequence[nn.Module], norm_stats: NormStats) -> Iterator
                 tensor.detach().copy_(value)
 
 
-def _tables(value: Any) -> Iterator[Any]:
+def _tables(value: Any, seen: set[int]) -> Iterator[Any]:
     """A value and the values in it, as far as they are plain dictionaries, lists or sets."""
-    if type(value) in (dict, OrderedDict, list, set):
+    if type(value) in (dict, OrderedDict, list, set) and id(value) not in seen:
+        seen.add(id(value))
         yield value
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _tables(item)
+            yield from _tables(item, seen)
 
 
 @contextlib.contextmanager

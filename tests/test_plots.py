@@ -87,7 +87,7 @@ def spectrum(
             "axis": "linear",
         },
         "ritz": ritz,
-        "negative_mass": {"value": 0.08, "standard_error": 0.01},
+        "negative_mass": {"lower": 0.05, "upper": 0.4},
         "cost": {},
         "provenance": {},
     }

@@ -954,3 +954,77 @@ def test_a_loss_without_a_second_derivative_is_told_from_the_model():
 def test_closures_that_return_something_else_are_refused(closure, sentence):
     with pytest.raises(ls.InputError, match=sentence):
         ls.Problem.from_closure(mlp(), closure, classes())
+
+
+# What reviewers found
+
+
+def test_parameters_kept_outside_their_module_are_refused_not_taken_for_constants():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+            self.kept = [self.layer.weight]
+
+        def forward(self, x):
+            return x @ self.kept[0].T
+
+    model = Listed().double()
+    x, y = torch.randn(6, 5, dtype=DOUBLE), torch.randint(0, 3, (6,))
+    with pytest.raises(ls.InputError, match=r"'layer.weight' is used through a reference"):
+        ls.Problem(model, "cross_entropy", (x, y))
+    linear = nn.Linear(5, 3).double()
+    captured = list(linear.parameters())
+    with pytest.raises(ls.InputError, match="captured by a function"):
+        ls.Problem.from_closure(
+            linear,
+            lambda m, b: (m(b).square().mean() + sum(p.square().sum() for p in captured), 6),
+            [x],
+        )
+
+
+def test_models_and_losses_that_write_to_their_inputs_leave_the_users_data_alone():
+    x, y = torch.randn(6, 5, dtype=DOUBLE), torch.randn(6, 3, dtype=DOUBLE)
+    saved = x.clone(), y.clone()
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(5, 3)).double()
+
+    def loss(output, target):
+        return F.mse_loss(output, target.mul_(2))
+
+    problem = ls.Problem(model, loss, (x, y))
+    assert torch.equal(x, saved[0]) and torch.equal(y, saved[1])
+    assert problem.loss() == pytest.approx(F.mse_loss(model(saved[0].clone()), 2 * y).item())
+    assert problem.loss() == problem.loss()
+
+
+def test_weights_that_turn_nan_later_are_refused():
+    model = mlp().double()
+    problem = ls.Problem(model, "cross_entropy", classes())
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(ls.UntrustedResult):
+        problem.loss()
+    with pytest.raises(ls.UntrustedResult):
+        problem.gradient()
+
+
+def test_sampled_fisher_is_the_same_matrix_in_both_precisions():
+    x, y = torch.randn(20, 4), torch.randn(20, 3)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    fisher = ls.Fisher(ls.Problem(model, "mse", (x, y)), samples=2)
+    assert close(fisher.astype(DOUBLE).dense(), fisher.dense().double(), 1e-5)
+
+
+def test_a_model_that_insists_on_float32_keeps_float32_residuals():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.layer(x.float()).float()
+
+    x, y = torch.randn(20, 4), torch.randint(0, 3, (20,))
+    result = ls.spectrum(ls.Problem(Fixed(), "cross_entropy", (x, y)), top=2, probes=2, steps=5)
+    assert result.provenance["residual_dtype"] == "float32"
+    assert not result.failures

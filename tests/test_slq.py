@@ -14,7 +14,7 @@ from torch import Tensor
 import landscape as ls
 from landscape.estimators.probes import generator, rademacher
 from landscape.estimators.slq import SpectralDensity
-from landscape.estimators.smoothing import smooth
+from landscape.estimators.smoothing import mass_below, smooth
 
 DTYPES = (torch.float64, torch.float32)
 ROUNDING = {torch.float64: 1e-13, torch.float32: 2e-6}  # of a product, relative to ‖A‖
@@ -377,3 +377,40 @@ def test_one_seed_means_one_answer() -> None:
 def test_no_probes_or_no_steps_are_refused_in_a_sentence(options: dict[str, int]) -> None:
     with pytest.raises(ls.InputError, match="must both be at least 1"):
         ls.spectral_density(ls.as_operator(torch.eye(3)), **options)
+
+
+# Shares of eigenvalues
+
+
+def test_bounds_of_the_share_below_hold_on_every_probe_and_tighten_with_steps() -> None:
+    """The probe's own measure, not the spectrum's, is what Chebyshev–Markov–Stieltjes bounds hold for."""
+    eigenvalues = np.concatenate([np.linspace(-1, 0.5, 90), [3.0, 4.0, 9.0]])
+    A = ls.as_operator(np.diag(eigenvalues))
+    exact = ls.spectral_density(A, probes=4, steps=93, reorthogonalize=True).ritz
+    widths = []
+    for steps in (2, 8, 30, 60):
+        few = ls.spectral_density(A, probes=4, steps=steps, reorthogonalize=True).ritz
+        for x in (-0.7, -0.1, 0.0, 0.3, 2.0, 3.5):
+            for measure, whole in zip(few, exact, strict=True):
+                lower, upper = mass_below(measure[:2], x)
+                share = whole.weights[whole.nodes < x].sum()
+                assert lower - 1e-9 <= share <= upper + 1e-9
+                if x == 0.0:
+                    widths.append((steps, upper - lower))
+    mean = [np.mean([w for n, w in widths if n == steps]) for steps in (2, 8, 30, 60)]
+    assert mean == sorted(mean, reverse=True) and mean[-1] < 0.1
+
+
+def test_positive_semidefinite_matrices_have_no_negative_share() -> None:
+    """Half of the weight at zero would count as negative if nodes were spread over both signs."""
+    rows = torch.randn(20, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    result = ls.spectrum(ls.as_operator(rows.T @ rows), probes=3, steps=12)
+    assert (result.negative_mass.lower, result.negative_mass.upper) == (0.0, 0.0)
+
+
+def test_a_width_that_no_grid_can_show_is_refused() -> None:
+    A = ls.as_operator(np.diag(np.arange(1.0, 30.0)))
+    assert len(ls.spectral_density(A, width=5e-4).grid) > 1024
+    for width in (0.0, -1.0, float("nan"), 1e-7):
+        with pytest.raises(ls.InputError, match="smoothing width"):
+            ls.spectral_density(A, width=width)

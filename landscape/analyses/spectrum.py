@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from landscape.errors import InputError
-from landscape.estimators.lanczos import Eigenpairs, extreme_eigenpairs, remeasure
+from landscape.estimators.lanczos import (
+    Eigenpairs,
+    End,
+    checked_limit,
+    extreme_eigenpairs,
+    remeasure,
+)
 from landscape.estimators.slq import Measure, spectral_density
 from landscape.estimators.smoothing import SmoothDensity, mass_below
 from landscape.operators.base import CurvatureOperator, Operator
@@ -21,12 +27,12 @@ from landscape.operators.fisher import Fisher
 from landscape.operators.gauss_newton import GaussNewton
 from landscape.operators.hessian import Hessian
 from landscape.problem import Problem
+from landscape.results import SPECTRUM_SCHEMA as SCHEMA
 from landscape.results import Cost, Meter, atomic, provenance, to_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SCHEMA = "landscape/spectrum/1"
 OPERATORS: dict[str, type[CurvatureOperator]] = {
     "hessian": Hessian,
     "gauss-newton": GaussNewton,
@@ -55,8 +61,8 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Share(Measured):
-    """A share with its standard error, and the bounds that the number of Lanczos steps allows."""
+class Bounds:
+    """A number lies between these, within two standard errors over probes."""
 
     lower: float
     upper: float
@@ -67,8 +73,8 @@ class Spectrum:
     """The spectrum of a curvature matrix, with the error, cost and provenance of every part.
 
     `eigenvalues` are the largest, largest first, and `smallest_eigenvalue` the other end.
-    `negative_mass` is the share of eigenvalues below −`zero`, with bounds, `negative_energy` their share
-    of Σ|λ|; smaller values cannot be told from zero in the working precision. `density` integrates to 1 over its
+    `negative_mass` bounds the share of eigenvalues below −`zero`, `negative_energy` is their share of
+    Σ|λ|; smaller values cannot be told from zero in the working precision. `density` integrates to 1 over its
     grid; `ritz` holds the quadrature of every probe. `eigenvectors`, of shape
     (P, number of eigenvalues), are not saved. `failures` lists, in words, what could not be trusted.
     """
@@ -80,7 +86,7 @@ class Spectrum:
     eigenvalues: list[Eigenvalue]
     smallest_eigenvalue: Eigenvalue
     trace: Measured
-    negative_mass: Share
+    negative_mass: Bounds
     negative_energy: Measured
     zero: float
     density: SmoothDensity
@@ -139,7 +145,7 @@ class Spectrum:
                 eigenvalues=[Eigenvalue(**pair) for pair in saved["eigenvalues"]],
                 smallest_eigenvalue=Eigenvalue(**saved["smallest_eigenvalue"]),
                 trace=Measured(**numbers("trace")),
-                negative_mass=Share(**numbers("negative_mass")),
+                negative_mass=Bounds(**numbers("negative_mass")),
                 negative_energy=Measured(**numbers("negative_energy")),
                 zero=saved["zero"],
                 density=SmoothDensity(**{**density, **arrays}),
@@ -216,6 +222,9 @@ def spectrum(
     loss = gradient_norm = None
     if isinstance(problem, Problem):
         loss, gradient_norm = problem.loss(), float(problem.gradient().double().norm())
+    ends: list[End] = [("largest", top), ("smallest", min(1, A.shape[0] - top))]
+    checked_limit(A, ends, tolerance, max_steps)  # before the hours of work, not after
+    exact = _in_float64(A)
     meter = Meter(A)
 
     def follow(phase: Phase) -> Callable[[int, int], None] | None:
@@ -224,15 +233,15 @@ def spectrum(
     density = spectral_density(A, probes=probes, steps=steps, seed=seed, progress=follow("density"))
     pairs = extreme_eigenpairs(
         A,
-        [("largest", top), ("smallest", 1)] if A.shape[0] > top else [("largest", top)],
+        ends,
         tolerance=tolerance,
         max_steps=max_steps,
         seed=seed,
         progress=follow("eigenvalues"),
     )
     cost = meter.read()
-    if isinstance(A, CurvatureOperator) and A.dtype != torch.float64 and A.device.type != "mps":
-        pairs = remeasure(pairs, A.astype(torch.float64), tolerance=tolerance)
+    if exact is not None:
+        pairs = remeasure(pairs, exact, tolerance=tolerance)
         cost = cost + pairs.cost
     found = [
         Eigenvalue(value, residual, converged)
@@ -241,7 +250,6 @@ def spectrum(
         )
     ]
     zero = _rounding(A) * max(abs(pair.value) for pair in found)
-    masses = [mass_below(measure, -zero) for measure in density.ritz]
     energies = [_negative_energy(measure, zero) for measure in density.ritz]
     return Spectrum(
         operator=type(A).__name__,
@@ -251,11 +259,7 @@ def spectrum(
         eigenvalues=found[:top],
         smallest_eigenvalue=found[-1],
         trace=_mean(density.first_moments.tolist()),
-        negative_mass=Share(
-            **vars(_mean([value for value, _, _ in masses])),
-            lower=float(np.mean([lower for _, lower, _ in masses])),
-            upper=float(np.mean([upper for _, _, upper in masses])),
-        ),
+        negative_mass=_negative_mass(density.ritz, zero, pairs, found[-1].value),
         negative_energy=_mean(energies),
         zero=zero,
         density=density.smoothed,
@@ -264,6 +268,7 @@ def spectrum(
         cost=cost,
         provenance=provenance(A, seed=seed, command=command)
         | {"plan": {"engine": "double backward", "probes_per_block": probes}}
+        | {"residual_dtype": str(pairs.values.dtype).removeprefix("torch.")}
         | {"arguments": {"top": top, "probes": probes, "steps": steps, "tolerance": tolerance}},
         eigenvectors=pairs.vectors[:, :top],
     )
@@ -281,9 +286,35 @@ def _operator(problem: Problem | Operator, name: str, samples: int | None) -> Op
     return Fisher(problem, samples=samples) if name == "fisher" else OPERATORS[name](problem)
 
 
+def _in_float64(A: Operator) -> Operator | None:
+    """The same matrix in float64, if there is one: some models insist on their own type."""
+    if not isinstance(A, CurvatureOperator) or A.dtype == torch.float64 or A.device.type == "mps":
+        return None
+    exact = A.astype(torch.float64)
+    try:
+        with exact.problem.evaluation() as run:
+            run.total(next(run.batches()))[0].backward(inputs=run.leaves)
+    except (RuntimeError, TypeError):
+        return None
+    return exact
+
+
 def _rounding(A: Operator) -> float:
     """Eigenvalues smaller than this share of the largest are rounding."""
     return 10 * torch.finfo(A.dtype).eps
+
+
+def _negative_mass(ritz: list[Measure], zero: float, pairs: Eigenpairs, smallest: float) -> Bounds:
+    """Bounds of the share of negative eigenvalues; a few Lanczos steps leave them wide near zero."""
+    if smallest >= -zero and pairs.complete and bool(pairs.converged[-1]):
+        return Bounds(0.0, 0.0)
+    lower, upper = (
+        _mean(list(side)) for side in zip(*(mass_below(m, -zero) for m in ritz), strict=True)
+    )
+    return Bounds(
+        float(np.fmax(0.0, lower.value - 2 * np.nan_to_num(lower.standard_error))),
+        float(np.fmin(1.0, upper.value + 2 * np.nan_to_num(upper.standard_error))),
+    )
 
 
 def _negative_energy(measure: Measure, zero: float) -> float:
@@ -309,11 +340,11 @@ def _failures(pairs: Eigenpairs, found: list[Eigenvalue], top: int, tolerance: f
     failures = [
         f"{name} = {pair.value:.6g} has residual {pair.residual:.2g}, above the tolerance "
         f"{tolerance:g} of the largest, after {pairs.steps} Lanczos steps"
-        for name, pair in zip(names, found, strict=False)
+        for name, pair in zip(names, found, strict=False)  # no smallest one when top is all
         if not pair.converged
     ]
-    if not failures and not pairs.complete:
-        failures = [
+    if not pairs.complete:
+        failures += [
             (
                 f"after {pairs.steps} Lanczos steps it is not certain that no eigenvalue is missing: "
                 "raise --max-steps (max_steps=)"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.estimators.probes import generator, rademacher
-from landscape.operators.base import Operator
+from landscape.operators.base import Operator, require_operator
 from landscape.results import Cost, Estimate, Meter, Progress
 
 BLOCK = 8  # probes multiplied at once
@@ -58,6 +58,7 @@ def trace(
         >>> print(ls.trace(ls.as_operator(torch.diag(torch.tensor([1.0, 2.0])))))
         3 ± 0
     """
+    require_operator(A)
     _check(probes, tolerance, max_probes)
     meter, source = Meter(A), generator(seed)
     samples: list[float] = []
@@ -100,6 +101,7 @@ def diagonal(
         >>> ls.diagonal(ls.as_operator(torch.diag(torch.tensor([1.0, 2.0])))).value
         tensor([1., 2.], dtype=torch.float64)
     """
+    require_operator(A)
     _check(probes, tolerance, max_probes)
     meter, source = Meter(A), generator(seed)
     count = 0

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.estimators.probes import gaussian, generator
-from landscape.operators.base import Operator
+from landscape.operators.base import Operator, require_operator
 from landscape.results import Cost, Meter, Progress
 
 Which = Literal["largest", "smallest", "magnitude", "both"]
@@ -113,19 +113,30 @@ def extreme_eigenpairs(
     One Krylov space serves them all; the pairs come in the order of `ends`, the most wanted first.
     Everything else is as for `eigenpairs`.
     """
+    require_operator(A)
+    limit = checked_limit(A, ends, tolerance, max_steps)
     wanted = tuple((end, count) for end, count in ends if count)
-    k = sum(count for _, count in wanted)
-    if not 1 <= k <= A.shape[0] or any(count < 1 for _, count in wanted):
+    meter = Meter(A)
+    search = _Search(A, wanted, tolerance, limit, seed, progress)
+    search.run()
+    return _measure(A, search.vectors, tolerance, search, meter)
+
+
+def checked_limit(A: Operator, ends: Sequence[End], tolerance: float, max_steps: int | None) -> int:
+    """The largest basis that `extreme_eigenpairs` may use.
+
+    Raises:
+        InputError: what it was asked for is out of range.
+    """
+    k = sum(count for _, count in ends)
+    if not 1 <= k <= A.shape[0] or any(count < 0 for _, count in ends):
         raise InputError(f"k is {k}: it must lie between 1 and the order {A.shape[0]}")
     if not (tolerance > 0 and math.isfinite(tolerance)):
         raise InputError(f"tolerance is {tolerance}: it must be positive, for example 1e-4")
     limit = min(A.shape[0], max_steps if max_steps is not None else max(300, 20 * k))
     if limit < k:
         raise InputError(f"max_steps is {max_steps}: {k} eigenpairs need at least {k} steps")
-    meter = Meter(A)
-    search = _Search(A, wanted, tolerance, limit, seed, progress)
-    search.run()
-    return _measure(A, search.vectors, tolerance, search, meter)
+    return limit
 
 
 def remeasure(pairs: Eigenpairs, A: Operator, *, tolerance: float = 1e-4) -> Eigenpairs:
@@ -250,12 +261,14 @@ class _Search:
     ) -> bool:
         """Keep the best of locked and new pairs, if the new among them have converged."""
         union = np.concatenate([self.locked_values, values])
+        accepted = 0.5 * self.tolerance * self.norm
+        # What is locked stays, unless something is better by more than the tolerance.
+        bonus = np.where(np.arange(len(union)) < len(self.locked), accepted, 0.0)
         chosen: list[int] = []
         for end, count in self.ends:  # no pair for two ends, even where values are equal
-            ranked = [int(i) for i in _best(union, end, len(union)) if i not in chosen]
-            chosen += ranked[:count]
+            ranked = np.argsort(-(_rank(union, end) + bonus), kind="stable").tolist()
+            chosen += [i for i in ranked if i not in chosen][:count]
         new = [i - len(self.locked) for i in chosen if i >= len(self.locked)]
-        accepted = 0.5 * self.tolerance * self.norm
         if not force and (not new or bounds[new].max() > accepted):
             return False
         coefficients = torch.as_tensor(vectors).to(basis)

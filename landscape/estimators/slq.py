@@ -12,7 +12,7 @@ from torch import Tensor
 from landscape.errors import InputError
 from landscape.estimators.probes import generator, rademacher
 from landscape.estimators.smoothing import SmoothDensity, smooth
-from landscape.operators.base import Operator
+from landscape.operators.base import Operator, require_operator
 from landscape.results import Cost, Meter, Progress
 
 Array = NDArray[np.float64]
@@ -98,6 +98,7 @@ def spectral_density(
         >>> ls.spectral_density(A, probes=1).ritz[0].nodes.round(6)
         array([1., 5.])
     """
+    require_operator(A)
     if probes < 1 or steps < 1:
         raise InputError(f"probes={probes} and steps={steps} must both be at least 1")
     meter = Meter(A)

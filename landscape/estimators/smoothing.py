@@ -1,16 +1,17 @@
 """From quadrature measures to densities and shares of eigenvalues, with their errors."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr
 
 from landscape.errors import InputError
 
 Array = NDArray[np.float64]
 Axis = Literal["linear", "symlog"]
+MOST_POINTS = 20_000
 
 
 class SmoothDensity(NamedTuple):
@@ -46,8 +47,8 @@ def smooth(
             the weights summing to 1.
         axis: "linear" or "symlog".
         width: w, or h, as a share of the range of the nodes on the chosen axis.
-        points: number of grid points, equally spaced on the chosen axis; the grid reaches six standard
-            deviations beyond every node.
+        points: least number of grid points, equally spaced on the chosen axis; there are more where the
+            narrowest Gaussian needs them. The grid reaches six standard deviations beyond every node.
         linear_threshold: s as a share of the largest absolute node (symlog only).
 
     Returns:
@@ -55,7 +56,7 @@ def smooth(
         units of the axis, and s (None on the linear axis). The standard error is NaN for one probe.
 
     Raises:
-        InputError: the width is not positive.
+        InputError: the width is not positive, or would need more than 20,000 points.
     """
     if not width > 0:
         raise InputError(f"the smoothing width is {width}: it must be positive, for example 0.005")
@@ -73,9 +74,17 @@ def smooth(
         asked = h if s is None else h * np.sqrt(at**2 + s**2)
         return np.sqrt(asked**2 + reached**2)
 
-    reach = 6 * sigma(nodes, resolution)
-    first, last = _place(np.array([(nodes - reach).min(), (nodes + reach).max()]), s)
-    u = np.linspace(float(first), float(last), points)
+    widths = sigma(nodes, resolution)
+    ends = np.array([(nodes - 6 * widths).min(), (nodes + 6 * widths).max()])
+    first, last = (float(end) for end in _place(ends, s))
+    narrowest = float((widths if s is None else widths / np.sqrt(nodes**2 + s**2)).min())
+    # Half a standard deviation from point to point integrates a Gaussian to rounding.
+    points = max(points, math.ceil((last - first) / (0.5 * narrowest)) + 1)
+    if points > MOST_POINTS:
+        raise InputError(
+            f"the smoothing width {width:g} needs a grid of {points:,} points: raise it"
+        )
+    u = np.linspace(first, last, points)
     grid = u if s is None else s * np.sinh(u)
     density = np.stack([_mixture(grid, at, w, sigma(at, r)) for at, w, r in probes])
     count = len(probes)
@@ -83,25 +92,27 @@ def smooth(
     return SmoothDensity(grid, density.mean(0), error, h, s)
 
 
-def mass_below(measure: Sequence[ArrayLike], x: float) -> tuple[float, float, float]:
-    """Share of the eigenvalues below x by one probe's quadrature: an estimate and its two bounds.
+def mass_below(measure: Sequence[ArrayLike], x: float) -> tuple[float, float]:
+    """Lower and upper bound, from one probe's quadrature, of the share of eigenvalues below x.
 
-    The bounds are those of Chebyshev, Markov and Stieltjes (Golub & Meurant 2010, section 6): the mass
-    below x is at least that of the nodes below x but the last, and at most that of those and the next
-    one. The estimate spreads every node by the resolution reached there, see `smooth`.
+    The mass below x is at least that of the nodes below x but the last, and at most that of those and
+    the next one (Chebyshev, Markov and Stieltjes; Golub & Meurant 2010, section 6). Where residuals are
+    given, a node that lies ten of them away from x is counted on its own side: by Chebyshev's inequality
+    at most a hundredth of its mass is on the other.
+
+    Args:
+        measure: `(nodes, weights)` or `(nodes, weights, residuals)`, each of shape (m,), nodes ascending.
+        x: the threshold.
     """
-    nodes, weights, resolution = _resolved(measure)
+    nodes, weights, *rest = (np.asarray(part, float) for part in measure)
+    clear = abs(nodes - x) > 10 * rest[0] if rest else np.zeros(len(nodes), bool)
     below = int(np.searchsorted(nodes, x))
     lower, upper = weights[: max(below - 1, 0)].sum(), weights[: below + 1].sum()
-    distance = x - nodes
-    sharp = resolution == 0
-    share = np.where(sharp, distance > 0, ndtr(distance / np.where(sharp, 1, resolution)))
-    # A node whose resolution is zero stands where an eigenvalue is: no doubt about its side.
-    if below and sharp[below - 1]:
+    if below and clear[below - 1]:
         lower += weights[below - 1]
-    if below < len(nodes) and sharp[below]:
+    if below < len(nodes) and clear[below]:
         upper -= weights[below]
-    return float(np.clip(share @ weights, lower, upper)), float(lower), float(upper)
+    return float(lower), float(upper)
 
 
 def _resolved(measure: Sequence[ArrayLike]) -> tuple[Array, Array, Array]:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from landscape.demos import DEMOS
 from landscape.errors import InputError
 from landscape.loading.data import infer_loss, read_data, take
-from landscape.loading.names import import_callable
+from landscape.loading.names import call, import_callable
 from landscape.objective import Loss
 from landscape.problem import Problem
 from landscape.results import atomic
-from landscape.undisturbed import NormStats
+from landscape.undisturbed import NormStats, undisturbed
 
 FORMAT = "landscape/problem/1"
 # The only names in a file that are called without being typed.
@@ -73,7 +73,7 @@ def save_problem(
         content["factory"] = {"name": factory, "arguments": dict(arguments or {})}
         content["state_dict"] = {k: v.detach().cpu() for k, v in model.state_dict().items()}
     else:
-        content["program"] = _export(model, source.get("tensors"))
+        content["program"] = _export(model, source.get("tensors"), norm_stats)
     with atomic(path) as temporary:
         torch.save(content, temporary)
 
@@ -118,7 +118,13 @@ def load_problem(
     network = _model(content, archive, model, dict(model_args or {}), str(path), trust_program)
     if data is None and not archive:
         raise InputError(f"{str(path)!r} holds weights only: say which data to use with --data")
-    saved = archive.get("data", {})
+    saved = archive.get("data")
+    saved = saved if isinstance(saved, dict) else {}
+    if "program" in archive and norm_stats not in (None, archive.get("norm_stats")):
+        raise InputError(
+            f"the program in {str(path)!r} was exported with {archive.get('norm_stats')} statistics in "
+            f"batch normalisation and cannot change to {norm_stats}"
+        )
     rows = limit if limit is not None else (saved.get("limit") if data is None else None)
     rows = rows or None
     if data is None and "tensors" in saved:
@@ -185,16 +191,17 @@ def _model(
     if isinstance(model, nn.Module):
         network = model
     elif model is not None:
-        network = import_callable(model)(**model_args)
+        network = call(model, **model_args)
     elif archive:
-        factory = archive.get("factory") or {}
+        factory = archive.get("factory")
+        factory = factory if isinstance(factory, dict) else {}
         name = str(factory.get("name"))
         if name not in _OWN:
             raise InputError(
                 f"{path!r} names the factory {name!r}, which is none of landscape's own: if you trust "
                 f"it, say --model {name}"
             )
-        network = import_callable(name)(**{**factory["arguments"], **model_args})
+        network = call(name, **{**(factory.get("arguments") or {}), **model_args})
     else:
         raise InputError(
             f"{path!r} holds weights without a model: say --model package.module:factory"
@@ -252,14 +259,15 @@ def _saved_name(saved: Mapping[str, Any]) -> str:
     return name
 
 
-def _export(model: nn.Module, tensors: Sequence[Tensor] | None) -> Tensor:
+def _export(model: nn.Module, tensors: Sequence[Tensor] | None, norm_stats: NormStats) -> Tensor:
     if not tensors:
         raise InputError("exporting a model needs data given as tensors, or give factory=")
     inputs = tuple(part[:2] for part in tensors[:-1])
     dynamic = tuple({0: torch.export.Dim.AUTO} for _ in inputs)
     buffer = io.BytesIO()
     try:
-        program = torch.export.export(model, inputs, dynamic_shapes=dynamic)
+        with undisturbed(list(model.modules()), norm_stats):  # the mode becomes part of the program
+            program = torch.export.export(model, inputs, dynamic_shapes=dynamic)
         torch.export.save(program, buffer)
     except Exception as error:  # torch.export raises a large family
         reason = str(error).strip().split("\n")[0]

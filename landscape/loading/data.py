@@ -10,7 +10,7 @@ from torch import Tensor
 from landscape.batches import as_batches
 from landscape.demos.data import DATASETS, load_data
 from landscape.errors import InputError
-from landscape.loading.names import import_callable
+from landscape.loading.names import call
 
 _KEYS = (("inputs", "targets"), ("x", "y"), ("X", "y"), ("X", "Y"), ("data", "target"))
 
@@ -32,7 +32,7 @@ def read_data(name: str, *, limit: int | None = None, seed: int = 0) -> Any:
     elif name.endswith(".npz"):
         data = _read_npz(Path(name))
     elif ":" in name:
-        data = import_callable(name)()
+        data = call(name)
     else:
         raise InputError(
             f"unknown data {name!r}: choose one of {', '.join(DATASETS)}, a file ending in .npz, or "

@@ -3,11 +3,12 @@
 import difflib
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from landscape.errors import InputError
+from landscape.errors import InputError, LandscapeError
 
 
 def import_callable(name: str) -> Callable[..., Any]:
@@ -19,20 +20,47 @@ def import_callable(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise InputError(f"{name!r} is not of the form package.module:callable")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
+        with _current_folder():
+            module = importlib.import_module(module_name)
+    except Exception as error:  # a module of the user's may fail in any way
         raise InputError(
             f"cannot import {module_name!r} of {name!r} from the current folder or the environment: "
-            f"{error}"
+            f"{type(error).__name__}: {error}"
         ) from error
-    finally:
-        sys.path.remove(here)
     found = getattr(module, attribute, None)
     if not callable(found):
         close = difflib.get_close_matches(attribute, dir(module), n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise InputError(f"{module_name!r} ({module.__file__}) has no callable {attribute!r}{hint}")
+        raise InputError(
+            f"{module_name!r} ({getattr(module, '__file__', 'built in')}) has no callable {attribute!r}{hint}"
+        )
     return found  # type: ignore[no-any-return]
+
+
+def call(name: str, **arguments: Any) -> Any:
+    """Import a callable of the user's and call it.
+
+    Raises:
+        InputError: it is not found, or it fails.
+    """
+    function = import_callable(name)
+    try:
+        with _current_folder():  # it may import its neighbours only now
+            return function(**arguments)
+    except LandscapeError:
+        raise
+    except Exception as error:  # a callable of the user's may fail in any way
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{name!r} failed: {type(error).__name__}: {reason}") from error
+
+
+@contextmanager
+def _current_folder() -> Iterator[None]:
+    """The current folder on the import path, as for `python -m`."""
+    saved = list(sys.path)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path[:] = saved

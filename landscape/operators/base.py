@@ -68,7 +68,7 @@ class Operator:
         self.seconds += time.perf_counter() - start
         if not finite:
             raise UntrustedResult(
-                f"a product with {self!r} is not finite: the loss overflows in {self.dtype}; try "
+                f"a product with {self!r} is not finite: something overflows or divides by zero; try "
                 "dtype=torch.float64"
             )
         return result.reshape(vectors.shape)
@@ -147,6 +147,14 @@ def _place(device: torch.device) -> tuple[str, int]:
     return device.type, device.index or 0
 
 
+def require_operator(thing: Any) -> None:
+    """Refuse what is no operator."""
+    if not isinstance(thing, Operator):
+        raise InputError(
+            f"a {type(thing).__name__} is no operator: pass ls.Hessian(problem), or ls.as_operator(…)"
+        )
+
+
 class Combination(Operator):
     """A weighted sum of operators of one size, dtype and device."""
 
@@ -205,6 +213,10 @@ class CurvatureOperator(Operator):
     """An operator that belongs to a `Problem`; it can be restricted by parameter names."""
 
     def __init__(self, problem: "Problem") -> None:
+        if not hasattr(problem, "evaluation"):
+            raise InputError(
+                f"a {type(problem).__name__} is no problem: pass ls.Problem(model, loss, data)"
+            )
         super().__init__(problem.size, problem.dtype, problem.device)
         self.problem = problem
 

@@ -14,7 +14,8 @@ class EmpiricalFisher(CurvatureOperator):
     A sample is a row of the loss's input; its loss is scaled so that the mean of the gᵢ is ∇L, also when
     samples hold different numbers of loss terms (ignored tokens, class weights): gᵢ = (n/N) ∇Σ of the
     terms of sample i, N the number of terms. (Kunstner et al. 2019, arXiv:1905.12558.) The per-sample
-    gradients are multiplied, never stored.
+    gradients are multiplied, never stored. With batch statistics in batch normalisation the gradient of
+    a sample is that of its loss within its batch.
 
     Args:
         problem: the loss, with model and loss apart.

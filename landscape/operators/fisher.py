@@ -81,12 +81,18 @@ def output_fisher(
         dim = objective.class_dim
         weights = objective.term_masses(output, target).unsqueeze(dim)
         p = output.softmax(dim) if likelihood == "categorical" else output.exp()
+        if likelihood == "log-categorical" and bool(((p.sum(dim) - 1).abs() > 1e-2).any()):
+            raise InputError(
+                "nll_loss needs log-probabilities, but exp(output) does not sum to 1 over the classes: "
+                "end the model in log_softmax, or use cross_entropy on logits"
+            )
         if samples is None:
             if likelihood == "log-categorical":  # the score in log p is −e_y
                 return lambda t: weights * p * t
             return lambda t: weights * (p * t - p * (p * t).sum(dim, keepdim=True))
+        # Drawn in float64, so that the matrix is the same one in every precision.
         classes = p.shape[dim]
-        flat = p.movedim(dim, -1).reshape(-1, classes)
+        flat = p.double().movedim(dim, -1).reshape(-1, classes)
         drawn = torch.multinomial(flat, samples, replacement=True, generator=generator)
         drawn = drawn.T.reshape(samples, *p.movedim(dim, -1).shape[:-1])
         hot = F.one_hot(drawn, classes).to(p).movedim(-1, dim + 1 if dim >= 0 else dim)
@@ -97,8 +103,8 @@ def output_fisher(
         if samples is None:
             return lambda t: 2 * t
         noise = torch.randn(
-            samples, *output.shape, dtype=output.dtype, device=output.device, generator=generator
-        )
+            samples, *output.shape, dtype=torch.float64, device=output.device, generator=generator
+        ).to(output)
         variance = (
             (math.sqrt(2) * noise).square().mean(0)
         )  # score = 2 (output − y), y ~ N(output, ½)
@@ -107,7 +113,7 @@ def output_fisher(
     if samples is None:
         return lambda t: p * (1 - p) * t
     uniform = torch.rand(
-        samples, *output.shape, dtype=output.dtype, device=output.device, generator=generator
+        samples, *output.shape, dtype=torch.float64, device=output.device, generator=generator
     )
-    spread = (p - (uniform < p).to(p)).square().mean(0)
+    spread = (p - (uniform < output.double().sigmoid()).to(p)).square().mean(0)
     return lambda t: spread * t

@@ -11,10 +11,9 @@ from landscape.errors import InputError
 from landscape.estimators.smoothing import Axis, smooth
 from landscape.numerals import count, number, with_error
 from landscape.plots.style import BLACK, VERMILLION
+from landscape.results import SPECTRUM_SCHEMA as SCHEMA
 
 Array = NDArray[np.float64]
-
-SCHEMA = "landscape/spectrum/1"
 
 # An operator's label on the axis, with the unit of its eigenvalues.
 LABELS = {

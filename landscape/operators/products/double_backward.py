@@ -19,7 +19,7 @@ def hessian_products(run: Evaluation, scalar: Tensor, block: Tensor) -> Tensor:
     if not scalar.requires_grad:
         return result
     gradients = torch.autograd.grad(scalar, run.leaves, create_graph=True, allow_unused=True)
-    run.require_second_derivative(gradients)
+    run.require_second_derivative(gradients, "hessian")
     # A gradient that is constant in the parameters has no graph and adds no curvature.
     live = [i for i, g in enumerate(gradients) if g is not None and g.requires_grad]
     for k in range(block.shape[1] if live else 0):
@@ -45,7 +45,7 @@ def sandwich_products(
     # Jᵀu is linear in u, so differentiating (Jᵀu)·v by u gives J v.
     dummy = torch.zeros_like(outputs, requires_grad=True)
     pulled = torch.autograd.grad(outputs, run.leaves, dummy, create_graph=True, allow_unused=True)
-    run.require_second_derivative(pulled)
+    run.require_second_derivative(pulled, "jacobian")
     live = [i for i, g in enumerate(pulled) if g is not None and g.requires_grad]
     for k in range(block.shape[1] if live else 0):
         vectors = layout.split(block[:, k])
