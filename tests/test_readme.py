@@ -16,3 +16,11 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for block in blocks:
         exec(block, names)  # noqa: S102 the README is ours
     assert {path.name for path in tmp_path.iterdir()} == {"spectrum.json", "spectrum.pdf"}
+
+
+def test_pictures_exist_and_nothing_is_left_to_fill_in() -> None:
+    root = Path(__file__).parent.parent
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README, re.DOTALL)
+    assert pictures and all((root / picture).exists() for picture in pictures)
+    assert "@@" not in README
+    assert README.count("\n| cnn |") == 1  # the generated table
