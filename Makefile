@@ -10,7 +10,7 @@ BIN = .venv/bin
 .PHONY: demo test slow lint clean
 demo: .venv/ready  ## train a small network and measure the spectrum of its Hessian
 	mkdir -p demo
-	$(BIN)/landscape demo cnn -o demo/model.pt
+	$(BIN)/landscape demo cnn -o demo/model.pt --force
 	$(BIN)/landscape spectrum demo/model.pt
 
 test: .venv/ready  ## the test suite, under 8 minutes on 2 cores
