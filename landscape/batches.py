@@ -143,6 +143,30 @@ def named_tensors(batch: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from named_tensors(value, name)
 
 
+def first_shape(*things: Any) -> torch.Size:
+    """Shape of the first tensor in the first of some nested things that holds one."""
+    tensors = (tensor for thing in things for _, tensor in named_tensors(thing))
+    return next((tensor.shape for tensor in tensors), torch.Size())
+
+
+def row_count(*things: Any) -> int:
+    """Length of the first dimension of that tensor, 1 if it has none."""
+    return next(iter(first_shape(*things)), 1)
+
+
+def take_rows(thing: Any, start: int | None, stop: int | None) -> Any:
+    """Rows start … stop of every tensor in a nested output or target, copied."""
+    if isinstance(thing, Tensor):
+        return thing[start:stop].clone() if thing.ndim else thing.clone()
+    if isinstance(thing, Mapping):
+        return type(thing)({key: take_rows(value, start, stop) for key, value in thing.items()})  # type: ignore[call-arg]
+    if isinstance(thing, tuple) and hasattr(thing, "_fields"):
+        return type(thing)(*(take_rows(value, start, stop) for value in thing))
+    if isinstance(thing, (list, tuple)):
+        return type(thing)(take_rows(value, start, stop) for value in thing)
+    return thing
+
+
 def digest(batch: Any) -> str:
     """SHA-256 over the tensors of a batch: names, dtypes, shapes and bytes."""
     total = hashlib.sha256()

@@ -8,13 +8,14 @@ examples is then wrong. An `Objective` gives, for one batch, the *sum* of the lo
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from landscape.batches import first_shape, row_count, take_rows
 from landscape.errors import InputError
 
 Loss = Callable[..., Any]
@@ -138,7 +139,7 @@ class Objective:
             count = float(self.terms(output, target))
             # A batch without terms has no mean: 0/0 in most losses.
             return (value * count if count else value.new_zeros(())), count
-        rows = row_count(output, target)
+        rows = row_count(target, output)
         return (value if self.scalar == "sum" else value * rows), float(rows)
 
     def rows(self, output: Any, target: Any) -> Tensor:
@@ -148,8 +149,11 @@ class Objective:
                 return self._reduced(output, target, "none").flatten(1).sum(1)
             values = self._reduced(output, target, "none")
             return values.reshape(values.shape[0], -1).sum(1)
-        count = row_count(output, target)
-        parts = [self.total(_rows(output, i, i + 1), _rows(target, i, i + 1)) for i in range(count)]
+        count = row_count(target, output)
+        parts = [
+            self.total(take_rows(output, i, i + 1), take_rows(target, i, i + 1))
+            for i in range(count)
+        ]
         return torch.stack([part for part, _ in parts])
 
     def verify_rows(self, output: Any, target: Any, *, shifted: bool = False) -> bool:
@@ -169,7 +173,7 @@ class Objective:
         whole = self._value(output, target)
         if whole.numel() > 1:
             return False
-        shape = _first_shape(target, output)[1:]
+        shape = first_shape(target, output)[1:]
         if self._row_shape is not None and shape != self._row_shape:
             raise InputError(
                 f"the rows of the targets have shape {tuple(self._row_shape)} in one batch and "
@@ -177,13 +181,14 @@ class Objective:
                 "elements: give terms=, the function (output, target) -> number of loss terms"
             )
         self._row_shape = shape
-        rows = row_count(output, target)
+        rows = row_count(target, output)
         if rows < 2:
             return False
         cut = max(1, rows // 3)
         pieces = [(0, cut), (cut, rows)]
         values = [
-            self._value(_rows(output, a, b), _rows(target, a, b)).sum().item() for a, b in pieces
+            self._value(take_rows(output, a, b), take_rows(target, a, b)).sum().item()
+            for a, b in pieces
         ]
         whole = whole.detach()
         mean = sum((b - a) * value for (a, b), value in zip(pieces, values, strict=True)) / rows
@@ -275,7 +280,7 @@ class Objective:
         return value
 
     def _value(self, output: Any, target: Any) -> Tensor:
-        value = self.loss(output, _rows(target, None, None))  # it may write to its target
+        value = self.loss(output, take_rows(target, None, None))  # it may write to its target
         if not isinstance(value, Tensor):
             raise InputError(
                 f"the loss {self.name} returned a {type(value).__name__}, not a tensor: return the "
@@ -379,39 +384,3 @@ def _check_classes(objective: Objective, output: Tensor, target: Tensor) -> None
     if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= classes):
         wrong = int(kept.max()) if int(kept.max()) >= classes else int(kept.min())
         raise InputError(f"the target holds class {wrong}, but the model gives {classes} classes")
-
-
-def row_count(output: Any, target: Any) -> int:
-    """Length of the first dimension of the targets, or of the outputs where there are none."""
-    for thing in (target, output):
-        tensor = _first_tensor(thing)
-        if tensor is not None and tensor.ndim:
-            return tensor.shape[0]
-    return 1
-
-
-def _first_shape(*things: Any) -> torch.Size:
-    return next((t.shape for t in map(_first_tensor, things) if t is not None), torch.Size())
-
-
-def _first_tensor(thing: Any) -> Tensor | None:
-    if isinstance(thing, Tensor):
-        return thing
-    if isinstance(thing, Mapping):
-        thing = list(thing.values())
-    if isinstance(thing, (list, tuple)):
-        return next((t for t in map(_first_tensor, thing) if t is not None), None)
-    return None
-
-
-def _rows(thing: Any, start: int | None, stop: int | None) -> Any:
-    """Rows start … stop of every tensor in a nested output or target, copied."""
-    if isinstance(thing, Tensor):
-        return thing[start:stop].clone() if thing.ndim else thing.clone()
-    if isinstance(thing, Mapping):
-        return type(thing)({key: _rows(value, start, stop) for key, value in thing.items()})  # type: ignore[call-arg]
-    if isinstance(thing, tuple) and hasattr(thing, "_fields"):
-        return type(thing)(*(_rows(value, start, stop) for value in thing))
-    if isinstance(thing, (list, tuple)):
-        return type(thing)(_rows(value, start, stop) for value in thing)
-    return thing

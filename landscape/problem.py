@@ -267,7 +267,7 @@ class Problem:
                 value, count = run.check(batch, thoroughly=not self.terms)
                 total += value
                 self.terms += count
-                self.samples += _rows(batch)
+                self.samples += batches.row_count(batch)
                 self.batch_count += 1
                 digests.append(batches.digest(raw))
                 kept_bytes += batches.size_in_bytes(batch)
@@ -370,8 +370,3 @@ def _require_finite(name: str, tensor: Tensor) -> None:
 def _is_mask(tensor: Tensor) -> bool:
     """Whether a tensor is an additive mask: nothing but 0 and −inf."""
     return tensor.is_floating_point() and bool(((tensor == 0) | (tensor == -torch.inf)).all())
-
-
-def _rows(batch: Any) -> int:
-    first = next((tensor for _, tensor in batches.named_tensors(batch)), None)
-    return first.shape[0] if first is not None and first.ndim else 1

@@ -956,7 +956,7 @@ def test_closures_that_return_something_else_are_refused(closure, sentence):
         ls.Problem.from_closure(mlp(), closure, classes())
 
 
-# What reviewers found
+# Mistakes made once
 
 
 def test_parameters_kept_outside_their_module_are_refused_not_taken_for_constants():
