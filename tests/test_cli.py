@@ -188,7 +188,10 @@ def test_an_interrupt_ends_with_130_and_leaves_no_files(tiny_archive: Path, tmp_
         "    pathlib.Path('started').touch()\n"
         "    return torch.randn(64, 10), torch.randn(64, 1)\n"
     )
-    command = [sys.executable, "-m", "landscape_cli", "spectrum", str(tiny_archive)]
+    # A suite in the background inherits an ignored SIGINT; the child listens again.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from landscape_cli.main import main; main()"
+    command = [sys.executable, "-c", code, "spectrum", str(tiny_archive)]
     child = subprocess.Popen(
         [*command, "--probes", "500", "--steps", "1000", "--data", "slow:data", "--json", "x.json"],
         cwd=tmp_path,
