@@ -35,9 +35,7 @@ class Evaluation:
         for module in problem.modules:
             for name, value in module._parameters.items():
                 if value is not None:
-                    if id(value) not in copies:
-                        copies[id(value)] = self._copy(value)
-                    module._parameters[name] = copies[id(value)]  # type: ignore[assignment]
+                    module._parameters[name] = self._copy(value, copies)  # type: ignore[assignment]
         self.leaves = [copies[id(p)].requires_grad_() for p in self._originals]
         self._buffers = [
             (module._buffers, name, value)
@@ -46,15 +44,18 @@ class Evaluation:
             if value is not None
         ]
 
-    def _copy(self, value: Tensor) -> Tensor:
-        dtype = self.problem.dtype if value.is_floating_point() else None
-        return value.detach().to(self.problem.device, dtype).clone()
+    def _copy(self, value: Tensor, copies: dict[int, Tensor]) -> Tensor:
+        """The one copy of a tensor, on the problem's device and in its dtype."""
+        if id(value) not in copies:
+            dtype = self.problem.dtype if value.is_floating_point() else None
+            copies[id(value)] = value.detach().to(self.problem.device, dtype).clone()
+        return copies[id(value)]
 
     def _renew_buffers(self) -> None:
         """Copies of the user's buffers: what one batch writes to them the next does not see."""
         copies: dict[int, Tensor] = {}
         for table, name, value in self._buffers:
-            table[name] = copies.setdefault(id(value), self._copy(value))
+            table[name] = self._copy(value, copies)
 
     def _own(self, batch: Any) -> Any:
         """A copy of the batch: models and losses may write to their inputs in place."""
