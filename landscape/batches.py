@@ -91,7 +91,7 @@ def move(thing: Any, device: torch.device, dtype: torch.dtype, *, copy: bool = F
     if isinstance(thing, Tensor):
         if thing.is_inference():  # made under inference_mode, where autograd may not save it
             thing = thing.clone()
-        return thing.to(device, dtype if thing.is_floating_point() else None, copy=copy)
+        return thing.to(device, dtype_of(thing, dtype), copy=copy)
     if isinstance(thing, Mapping):
         return {key: move(value, device, dtype, copy=copy) for key, value in thing.items()}
     if isinstance(thing, tuple) and hasattr(thing, "_fields"):
@@ -99,6 +99,13 @@ def move(thing: Any, device: torch.device, dtype: torch.dtype, *, copy: bool = F
     if isinstance(thing, (list, tuple)):
         return type(thing)(move(value, device, dtype, copy=copy) for value in thing)
     return thing.to(device) if hasattr(thing, "to") else thing
+
+
+def dtype_of(tensor: Tensor, dtype: torch.dtype) -> torch.dtype | None:
+    """What a tensor becomes where numbers are of `dtype`: complex ones keep two of them."""
+    if tensor.is_complex():
+        return dtype.to_complex()
+    return dtype if tensor.is_floating_point() else None
 
 
 def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
@@ -143,6 +150,37 @@ def named_tensors(batch: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from named_tensors(value, name)
 
 
+def shapes(batch: Any) -> str:
+    """Names, shapes and types of the tensors in a batch, for messages."""
+    return ", ".join(f"{name} {described(tensor)}" for name, tensor in named_tensors(batch))
+
+
+def described(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def describe(batch: Any) -> dict[str, dict[str, Any]]:
+    """Shape of a row and type of every tensor of a batch, by name."""
+    return {
+        name: {
+            "shape": list(tensor.shape[1:]),
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+        }
+        for name, tensor in named_tensors(batch)
+    }
+
+
+def classes(batch: Any) -> set[int]:
+    """The classes in the target of a batch: one integer for every row; empty for other targets."""
+    try:
+        *_, target = unpack(batch)
+    except InputError:
+        return set()
+    if not isinstance(target, Tensor) or target.ndim != 1 or target.dtype != torch.int64:
+        return set()
+    return set(target[target >= 0].unique().tolist())
+
+
 def first_shape(*things: Any) -> torch.Size:
     """Shape of the first tensor in the first of some nested things that holds one."""
     tensors = (tensor for thing in things for _, tensor in named_tensors(thing))
@@ -172,14 +210,29 @@ def digest(batch: Any) -> str:
     total = hashlib.sha256()
     for name, tensor in named_tensors(batch):
         total.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        total.update(
-            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        )
+        for part in stored(tensor):
+            part = part.detach().cpu().contiguous().reshape(-1)
+            total.update(part.view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 
+def stored(tensor: Tensor) -> list[Tensor]:
+    """The dense tensors that a tensor of any layout is made of, its values last."""
+    if tensor.layout == torch.strided:
+        return [tensor]
+    if tensor.layout == torch.sparse_coo:
+        tensor = tensor.coalesce()
+        return [tensor.indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return [tensor.to_dense()]
+
+
 def size_in_bytes(batch: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(batch))
+    parts = (part for _, tensor in named_tensors(batch) for part in stored(tensor))
+    return sum(part.numel() * part.element_size() for part in parts)
 
 
 def generators(data: Any) -> Sequence[torch.Generator]:

@@ -1,7 +1,8 @@
 """Which module is at fault: every module tried with the inputs that it received."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,39 @@ def culprits(
     return [describe(model, name) for name in found]
 
 
+class AtWork(NamedTuple):
+    """A module that has been called and has not returned, with what it was given."""
+
+    name: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@contextlib.contextmanager
+def at_work(model: nn.Module) -> Iterator[list[AtWork]]:
+    """The modules at work at any moment inside, outermost first; after an error, those it came from."""
+    stack: list[AtWork] = []
+    handles = []
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda module, args, kwargs: stack.append(AtWork(name, module, args, kwargs))
+
+    def leave(module: nn.Module, *_: Any) -> None:
+        # Down to this one: a caller may have caught the error of one further in.
+        while stack and stack.pop().module is not module:
+            pass
+
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(name), with_kwargs=True))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def describe(model: nn.Module, name: str) -> str:
     """A module as a person would name it: `encoder.drop (Dropout)`."""
     kind = type(model.get_submodule(name)).__name__
@@ -74,15 +108,16 @@ def lacks_second_derivative(
     """Whether differentiating a module's output twice raises."""
     weights = [p for p in module.parameters() if p.requires_grad]
 
-    def leaf(x: Any) -> Any:
-        floating = isinstance(x, Tensor) and x.is_floating_point()
-        return x.detach().requires_grad_() if floating else x
+    leaves: list[Tensor] = list(weights)
 
-    args = tuple(leaf(x) for x in args)
-    kwargs = {name: leaf(x) for name, x in kwargs.items()}
-    leaves = weights + [
-        x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.requires_grad
-    ]
+    def input_of(x: Any) -> Any:
+        if not (isinstance(x, Tensor) and x.is_floating_point()):
+            return x
+        leaves.append(x.detach().requires_grad_())
+        return leaves[-1].clone()  # a leaf may not be changed in place, an input may
+
+    args = tuple(input_of(x) for x in args)
+    kwargs = {name: input_of(x) for name, x in kwargs.items()}
     try:
         outputs = [x for x in _tensors(module.forward(*args, **kwargs)) if x.requires_grad]
         if outputs and leaves:

@@ -1,19 +1,25 @@
 """One stay inside the user's model: leaves to differentiate, and the loss of a batch."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from landscape import batches, culprits
+from landscape import batches, culprits, expected_inputs
 from landscape.errors import InputError, LandscapeError
+from landscape.handling import unwrapped
+from landscape.substitutes import SUBSTITUTES, Functions, Notice
 from landscape.undisturbed import differentiable, preserved_randomness, undisturbed
 
 if TYPE_CHECKING:
     from landscape.problem import Problem
 
+# What models and losses raise when given something else than they expect.
+_MISFITS = (RuntimeError, TypeError, ValueError, LookupError, AssertionError, AttributeError)
+_IN_PLACE = "modified by an inplace operation"  # torch's words
 SEED = 0  # of every pass over the data: shuffling loaders then give the same batches every time
 
 
@@ -32,13 +38,24 @@ class Evaluation:
         # weight is one leaf in several tables.
         self._originals = problem.selected()
         copies: dict[int, Tensor] = {}
+        self.leaves = []
+        for parameter in self._originals:
+            leaf = self._copy(parameter, copies)
+            if leaf.is_complex():  # two real numbers each
+                leaf = torch.view_as_real(leaf)
+                copies[id(parameter)] = torch.view_as_complex(leaf.requires_grad_())
+            self.leaves.append(leaf.requires_grad_())
         for module in problem.modules:
             for name, value in module._parameters.items():
                 if value is not None:
                     module._parameters[name] = self._copy(value, copies)  # type: ignore[assignment]
-        self.leaves = [copies[id(p)].requires_grad_() for p in self._originals]
+            # Constants in plain attributes; those with a graph lead to parameters, which is refused.
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor) and not value.requires_grad:
+                    dtype = batches.dtype_of(value, problem.dtype)
+                    module.__dict__[name] = value.to(problem.device, dtype)
         self._buffers = [
-            (module._buffers, name, value)
+            (module, name, value)
             for module in problem.modules
             for name, value in module._buffers.items()
             if value is not None
@@ -47,15 +64,23 @@ class Evaluation:
     def _copy(self, value: Tensor, copies: dict[int, Tensor]) -> Tensor:
         """The one copy of a tensor, on the problem's device and in its dtype."""
         if id(value) not in copies:
-            dtype = self.problem.dtype if value.is_floating_point() else None
+            dtype = batches.dtype_of(value, self.problem.dtype)
             copies[id(value)] = value.detach().to(self.problem.device, dtype).clone()
         return copies[id(value)]
 
     def _renew_buffers(self) -> None:
         """Copies of the user's buffers: what one batch writes to them the next does not see."""
         copies: dict[int, Tensor] = {}
-        for table, name, value in self._buffers:
-            table[name] = self._copy(value, copies)
+        for module, name, value in self._buffers:
+            module._buffers[name] = self._copy(value, copies)
+
+    def written_to(self) -> set[nn.Module]:
+        """Modules whose buffers the last batch has changed."""
+        return {
+            module
+            for module, name, value in self._buffers
+            if batches.digest(module._buffers.get(name)) != batches.digest(self._copy(value, {}))
+        }
 
     def _own(self, batch: Any) -> Any:
         """A copy of the batch: models and losses may write to their inputs in place."""
@@ -70,6 +95,7 @@ class Evaluation:
         """The model's prediction for a batch, and the target."""
         args, kwargs, target = batches.unpack(self._own(batch))
         self._renew_buffers()
+        args, kwargs = _as_accepted(self.problem.model, args, kwargs)
         output = self.problem.model(*args, **kwargs)
         recognised = self.problem.supervised().recognised
         return (_prediction(output) if recognised else output), target
@@ -126,6 +152,7 @@ class Evaluation:
         objective = self.problem.objective
         if objective is None:
             return self.total(batch)
+        _require_shifted_labels(batch)
         output, target = self.output(batch)
         objective.check(output, target)
         total, count = objective.total(output, target)
@@ -168,8 +195,14 @@ class Evaluation:
             at = self._culprits(culprits.lacks_second_derivative)
         except (RuntimeError, NotImplementedError):
             at = []
+        who = ", ".join(at) or "the loss"
+        if _IN_PLACE in reason:
+            return InputError(
+                f"{who} changes in place what a derivative needs ({reason.split(':')[0]}): make the "
+                "change out of place, or on a clone"
+            )
         return InputError(
-            f"{', '.join(at) or 'the loss'} uses an operation without a second derivative ({reason}): "
+            f"{who} uses an operation without a second derivative ({reason}): "
             "replace it by one that autograd can differentiate twice"
         )
 
@@ -177,33 +210,59 @@ class Evaluation:
         return culprits.culprits(self.problem.model, lambda: self.total(self._batch), test)
 
     def _guarded(self, run: Callable[[], Any]) -> Any:
-        """Turn what torch says about shapes and types into a sentence that names the batch."""
+        """Turn what torch says about shapes and types into a sentence that names module and batch."""
         try:
             return run()
         except LandscapeError:
             raise
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
+        except _MISFITS as error:
+            if isinstance(error, torch.OutOfMemoryError) or _is_missing_derivative(error):
                 raise
-            shapes = ", ".join(
-                f"{name} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}"
-                for name, t in batches.named_tensors(self._batch)
-            )
             reason = (str(error).strip() or "no reason given").splitlines()[0]
-            raise InputError(
-                f"the model or the loss fails on the first batch that shows it ({shapes}): "
-                f"{type(error).__name__}: {reason}"
-            ) from error
+            raise InputError(self._misfit(f"{type(error).__name__}: {reason}")) from error
+
+    def _misfit(self, reason: str) -> str:
+        """The sentence for a batch with which the model or the loss fails."""
+        shapes = batches.shapes(self._batch)
+        with culprits.at_work(self.problem.model) as stack, contextlib.suppress(Exception):
+            self.total(self._batch)
+        if not stack:
+            return (
+                f"the model or the loss fails on the first batch that shows it ({shapes}), "
+                f"outside every module's forward pass: {reason}"
+            )
+        at = stack[-1]
+        name = culprits.describe(self.problem.model, at.name)
+        wanted = expected_inputs.mismatch(at.module, at.args, at.kwargs)
+        if wanted is not None:
+            return (
+                f"the data do not fit the model: {name} takes {wanted.takes} and received "
+                f"{wanted.received} from a batch of {shapes}; check the data"
+            )
+        return (
+            f"the model fails on the first batch that shows it ({shapes}): {name} received "
+            f"{expected_inputs.received(at.args, at.kwargs)} and stopped with {reason}"
+        )
 
 
 @contextlib.contextmanager
-def evaluation(problem: "Problem") -> Iterator[Evaluation]:
-    """An `Evaluation` in surroundings that leave no trace of it."""
+def evaluation(
+    problem: "Problem", functions: Functions | None = None, notice: Notice | None = None
+) -> Iterator[Evaluation]:
+    """An `Evaluation` in surroundings that leave no trace of it.
+
+    The survey of the data writes out whatever `SUBSTITUTES` holds; later evaluations do so only if the
+    survey had cause to, for it costs a little time in every call of torch.
+    """
     generators = batches.generators(problem.data)
+    if functions is None:
+        functions = SUBSTITUTES if problem.substituted or not problem.surveyed else {}
     with (
         undisturbed(problem.modules, problem.norm_stats),
         preserved_randomness(SEED, generators),
-        differentiable(problem.modules, problem.device),
+        differentiable(
+            problem.modules, problem.device, functions, notice or problem.substituted.add
+        ),
     ):
         run = Evaluation(problem)
         try:
@@ -214,14 +273,50 @@ def evaluation(problem: "Problem") -> Iterator[Evaluation]:
             raise run.explain(str(error).strip().split("\n")[0]) from error
 
 
+def _as_accepted(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A mapping by keyword, or whole to a model that takes one dictionary."""
+    if args or not kwargs:
+        return args, kwargs
+    try:
+        signature = inspect.signature(unwrapped(model).forward)
+    except (TypeError, ValueError):  # some callables have none
+        return args, kwargs
+    with contextlib.suppress(TypeError):
+        signature.bind(**kwargs)
+        return (), kwargs
+    with contextlib.suppress(TypeError):
+        signature.bind(kwargs)
+        return (kwargs,), {}
+    return args, kwargs
+
+
+def _require_shifted_labels(batch: Any) -> None:
+    """Refuse labels that repeat the input: only a loss inside the model would shift them."""
+    if not isinstance(batch, dict) or "input_ids" not in batch or "labels" not in batch:
+        return
+    words, labels = batch["input_ids"], batch["labels"]
+    if isinstance(words, Tensor) and isinstance(labels, Tensor) and words.shape == labels.shape:
+        kept = labels != -100
+        if bool(kept.any()) and bool((words == labels)[kept].all()):
+            raise InputError(
+                "the labels repeat the input_ids, which a language model shifts by one in a loss of its "
+                "own; here the loss compares position by position: shift them in the data "
+                "(labels[:, :-1] = input_ids[:, 1:]; labels[:, -1] = -100)"
+            )
+
+
 def _prediction(output: Any) -> Any:
-    """The tensor to which a loss of torch is applied: the output, its logits, or its first entry."""
+    """The tensor to which a loss of torch is applied: the output, its logits, its first or only entry."""
     if isinstance(output, Tensor):
         return output
     if hasattr(output, "logits"):
         return output.logits
     if isinstance(output, dict) and "logits" in output:
         return output["logits"]
+    if isinstance(output, dict) and len(output) == 1:
+        return _prediction(*output.values())
     if isinstance(output, (tuple, list)) and output:
         return _prediction(output[0])
     return output
@@ -229,5 +324,12 @@ def _prediction(output: Any) -> Any:
 
 def _is_missing_derivative(error: Exception) -> bool:
     text = str(error).lower()
-    signs = ("derivative for", "differentiate twice", "double backward", "forward ad")
+    signs = (
+        "derivative for",
+        "differentiate twice",
+        "double backward",
+        "forward ad",
+        "no autograd formula",
+        _IN_PLACE,
+    )
     return any(sign in text for sign in signs)

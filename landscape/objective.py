@@ -254,9 +254,11 @@ class Objective:
         if self.function is None:
             return
         if not isinstance(output, Tensor) or not isinstance(target, Tensor):
+            keys = f" with {', '.join(map(str, output))}" if isinstance(output, dict) else ""
             raise InputError(
                 f"{self.name} needs a tensor output and a tensor target; the model returned "
-                f"{type(output).__name__} and the target is {type(target).__name__}"
+                f"{type(output).__name__}{keys} and the target is {type(target).__name__}: pass a loss "
+                "(output, target) that picks what it compares"
             )
         if self.function in _CLASSES:
             _check_classes(self, output, target)

@@ -100,7 +100,7 @@ def select(model: nn.Module, patterns: str | Sequence[str]) -> list[str]:
     first: dict[int, str] = {}
     canonical: dict[str, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter.requires_grad and parameter.is_floating_point():
+        if parameter.requires_grad:  # then real or complex: torch allows no other
             canonical[name] = first.setdefault(id(parameter), name)
     if not canonical:
         total = sum(1 for _ in model.parameters())

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscape import batches
+from landscape import batches, culprits
 from landscape.errors import InputError, UntrustedResult
 from landscape.evaluation import SEED, Evaluation, evaluation
+from landscape.handling import NormStats, keeps_statistics, unwrapped
 from landscape.objective import Loss, Objective
 from landscape.parameters import Layout, canonical_device, select
-from landscape.undisturbed import BatchNorm, NormStats, preserved_randomness
+from landscape.substitutes import Functions, Notice
+from landscape.undisturbed import preserved_randomness
 
 Closure = Callable[[nn.Module, Any], tuple[Tensor, float]]
 
@@ -110,7 +112,7 @@ class Problem:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
-        if dtype is not None and not dtype.is_floating_point:
+        if dtype not in (None, torch.float32, torch.float64):
             raise InputError(f"dtype is {dtype}: choose torch.float32 or torch.float64")
         if norm_stats not in ("running", "batch"):
             raise InputError(f"norm_stats is {norm_stats!r}: choose 'running' or 'batch'")
@@ -123,10 +125,15 @@ class Problem:
         _require_usable(self.modules, model)
         self.names = select(model, params)
         self.device = _device(model, device)
-        self.dtype = dtype or self.selected()[0].dtype
-        self.layout = Layout(tuple(self.names), tuple(p.shape for p in self.selected()))
+        wide = any(p.dtype in (torch.float64, torch.complex128) for p in self.selected())
+        # Half-precision weights are exact in float32, and their curvature needs its digits.
+        self.dtype = dtype or (torch.float64 if wide else torch.float32)
+        self.layout = Layout(tuple(self.names), tuple(map(_real_shape, self.selected())))
         self.data = batches.as_batches(data, batch_size, pairs=self.objective is not None)
         self.graphs_checked: Counter[str] = Counter()  # per kind of product
+        self.origin: dict[str, Any] = {}  # which files it came from, if it was loaded
+        self.surveyed = False
+        self.substituted: set[str] = set()  # what the survey had to write out
         self._kept: list[Any] | None = None
         self._used: list[bool] | None = None
         self._gradient_seconds: float | None = None
@@ -205,9 +212,11 @@ class Problem:
         assert self._used is not None
         return [name for name, used in zip(self.names, self._used, strict=True) if not used]
 
-    def evaluation(self) -> contextlib.AbstractContextManager[Evaluation]:
+    def evaluation(
+        self, functions: Functions | None = None, notice: Notice | None = None
+    ) -> contextlib.AbstractContextManager[Evaluation]:
         """Everything needed to evaluate the loss; nothing of the user's is changed by it."""
-        return evaluation(self)
+        return evaluation(self, functions, notice)
 
     def batches(self) -> Iterator[Any]:
         """Batches on the device, floating-point tensors in the problem's dtype."""
@@ -220,7 +229,7 @@ class Problem:
     def summary(self) -> dict[str, Any]:
         """What was measured, for provenance: names, counts, modes and fingerprints."""
         return {
-            "model": type(self.model).__name__,
+            "model": type(unwrapped(self.model)).__name__,
             "parameters": self.size,
             "parameter_tensors": len(self.names),
             "unused_parameters": self.unused(),
@@ -228,16 +237,19 @@ class Problem:
             "loss_terms": self.terms,
             "samples": self.samples,
             "batches": self.batch_count,
+            "tensors": self.tensors,
+            "classes": self.classes,
             "norm_stats": self._norm_stats_used(),
             "norm_layers": len(self._batch_norms()),
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
+            "origin": self.origin,
             "data_fingerprint": self.data_fingerprint,
             "weights_fingerprint": self.weights_fingerprint(),
         }
 
     def _batch_norms(self) -> list[nn.Module]:
-        return [module for module in self.modules if isinstance(module, BatchNorm)]
+        return [module for module in self.modules if keeps_statistics(module)]
 
     def _norm_stats_used(self) -> str:
         """The statistics that batch normalisation really uses; some layers keep no running ones."""
@@ -258,6 +270,8 @@ class Problem:
         """One forward pass over the data: count terms, fingerprint, and check everything."""
         self.terms, self.samples, self.batch_count, total, kept_bytes = 0.0, 0, 0, 0.0, 0
         digests, kept = [], []
+        self.tensors: dict[str, dict[str, Any]] = {}
+        classes: set[int] = set()
         with self.evaluation() as run, torch.no_grad():
             for raw in batches.read(self.data):
                 batch = batches.move(raw, self.device, self.dtype)
@@ -269,6 +283,8 @@ class Problem:
                 self.terms += count
                 self.samples += batches.row_count(batch)
                 self.batch_count += 1
+                self.tensors = self.tensors or batches.describe(raw)
+                classes |= batches.classes(raw)
                 digests.append(batches.digest(raw))
                 kept_bytes += batches.size_in_bytes(batch)
                 if kept_bytes <= batches.KEEP_BYTES:
@@ -282,11 +298,13 @@ class Problem:
             )
         if self.objective is not None:
             self.objective.require_known()
+        self.classes = len(classes) or None
         self.data_fingerprint = hashlib.sha256("".join(digests).encode()).hexdigest()
         if not isinstance(self.data, (list, tuple)):
             self._check_second_pass(digests, total / self.terms)
         if kept_bytes <= batches.KEEP_BYTES:
             self._kept = kept
+        self.surveyed = True
 
     def _check_second_pass(self, digests: list[str], expected: float) -> None:
         """A loader may shuffle, but another pass must give the same loss."""
@@ -343,6 +361,12 @@ def _require_usable(modules: list[nn.Module], model: nn.Module) -> None:
                 f"{type(model).__name__} is or holds a TorchScript module, whose weights cannot be "
                 "replaced for a derivative: build the model from its Python class"
             )
+        if ".quantized" in type(module).__module__:
+            at = next((n for n, m in model.named_modules() if m is module), "")
+            raise InputError(
+                f"{culprits.describe(model, at)} is quantised, and whole numbers have no derivative: "
+                "measure the model before it is quantised"
+            )
     for kind, named in (
         ("parameter", model.named_parameters()),
         ("buffer", model.named_buffers()),
@@ -354,13 +378,20 @@ def _require_usable(modules: list[nn.Module], model: nn.Module) -> None:
                 )
             # A buffer may hold −inf on purpose, as causal masks do; NaN is always a mistake.
             if value.device.type != "meta":
-                infinite = kind == "buffer" and value.is_floating_point()
-                _require_finite(f"{kind} {name!r}", value[~value.isinf()] if infinite else value)
+                *_, values = batches.stored(value)
+                infinite = kind == "buffer" and values.is_floating_point()
+                _require_finite(f"{kind} {name!r}", values[~values.isinf()] if infinite else values)
+
+
+def _real_shape(tensor: Tensor) -> torch.Size:
+    """The shape of a tensor with a complex number as two real ones."""
+    return torch.Size((*tensor.shape, 2)) if tensor.is_complex() else tensor.shape
 
 
 def _require_finite(name: str, tensor: Tensor) -> None:
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
+    *_, values = batches.stored(tensor)
+    if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+        bad = int((~torch.isfinite(values)).sum())
         raise InputError(
             f"{name} holds {bad} value(s) that are not finite out of {tensor.numel()}: "
             "clean it before measuring curvature"

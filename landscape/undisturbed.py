@@ -5,16 +5,16 @@ import copy
 import random
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
-NormStats = Literal["running", "batch"]
-BatchNorm = nn.modules.batchnorm._BatchNorm
+from landscape import batches, handling
+from landscape.handling import NormStats
+from landscape.substitutes import Functions, Notice, Substituted, differentiable_internals
 
 
 @contextlib.contextmanager
@@ -59,16 +59,15 @@ def undisturbed(modules: Sequence[nn.Module], norm_stats: NormStats) -> Iterator
     tables += [(table, dict(table)) for table in own_tables if id(table) not in seen]
     tensors = [(value, value.detach().clone()) for value in values if isinstance(value, Tensor)]
     fast_path = torch.backends.mha.get_fastpath_enabled()
+    special = handling.rules(norm_stats, torch.device("cpu"))
     try:
         # The fused encoder layer has no derivative and other rounding.
         torch.backends.mha.set_fastpath_enabled(False)
         for module in modules:
             module.training = False
-            if isinstance(module, BatchNorm) and norm_stats == "batch":
-                # Batch statistics come with training=True; this keeps the running ones from moving.
-                module.training, module.track_running_stats = True, False
-            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-                module.sparse = False  # sparse gradients cannot be differentiated again
+            for rule in special:
+                if rule.treat is not None and rule.applies(module):
+                    rule.treat(module)
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
@@ -80,7 +79,7 @@ def undisturbed(modules: Sequence[nn.Module], norm_stats: NormStats) -> Iterator
             table.clear()
             (table.extend if isinstance(table, list) else table.update)(contents)
         for tensor, value in tensors:
-            if not torch.equal(tensor.detach(), value):
+            if not all(map(torch.equal, batches.stored(tensor.detach()), batches.stored(value))):
                 tensor.detach().copy_(value)
 
 
@@ -94,11 +93,16 @@ def _tables(value: Any, seen: set[int]) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def differentiable(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+def differentiable(
+    modules: Sequence[nn.Module],
+    device: torch.device,
+    functions: Functions,
+    notice: Notice,
+) -> Iterator[None]:
     """Kernels with a second derivative, in full precision, whatever the caller's surroundings.
 
-    Fused attention has none on any device, cuDNN's recurrent kernels have none on CUDA, and the second
-    derivative of torch's fused weight norm is wrong (seen in torch 2.13).
+    Fused attention has none on any device, and cuDNN's recurrent kernels have none on CUDA; `functions`
+    are those to be written out (`SUBSTITUTES`).
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -107,24 +111,7 @@ def differentiable(modules: Sequence[nn.Module], device: torch.device) -> Iterat
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in modules):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        if any(_is_weight_norm(module) for module in modules):
-            stack.enter_context(_PlainWeightNorm())
+        stack.enter_context(differentiable_internals(notice))
+        if functions:
+            stack.enter_context(Substituted(functions, notice))
         yield
-
-
-def _is_weight_norm(module: nn.Module) -> bool:
-    hooks = module._forward_pre_hooks.values()
-    return any("WeightNorm" in type(thing).__name__ for thing in (module, *hooks))
-
-
-class _PlainWeightNorm(TorchFunctionMode):
-    """Weight norm written out, v · g/‖v‖, instead of torch's fused kernel."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch._weight_norm:
-            v, g, *rest = args
-            dim = rest[0] if rest else (kwargs or {}).get("dim", 0)
-            return v * (g / torch.norm_except_dim(v, 2, dim))
-        return func(*args, **(kwargs or {}))

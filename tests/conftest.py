@@ -1,8 +1,9 @@
 """Shared fixtures; the suite runs on one thread per process, which small models like best."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -10,6 +11,29 @@ import torch
 import landscape as ls
 
 torch.set_num_threads(1)
+
+TABLES: dict[str, list[dict[str, Any]]] = {}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--tables", metavar="FOLDER", help="write what the tests found, as JSON tables")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    folder = session.config.getoption("--tables")
+    for name, rows in TABLES.items() if folder else ():
+        content = {"torch": torch.__version__, "rows": rows}
+        Path(folder, f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+@pytest.fixture
+def record() -> Callable[..., None]:
+    """`record(table, **row)`: a row of a table that `--tables FOLDER` writes at the end."""
+
+    def add(table: str, **row: Any) -> None:
+        TABLES.setdefault(table, []).append(row)
+
+    return add
 
 
 @pytest.fixture(scope="session")

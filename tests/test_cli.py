@@ -124,7 +124,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["spectrum", "MODEL", "--samples", "2"], "only goes with the operator 'fisher'"),
     (["spectrum", "MODEL", "--params", "layer9.*"], "no trainable parameter matches 'layer9.*'"),
     (["spectrum", "MODEL", "--data", "imagenet"], "unknown data 'imagenet'"),
-    (["spectrum", "MODEL", "--data", "digits"], "the model or the loss fails"),
+    (["spectrum", "MODEL", "--data", "digits"], "the data do not fit the model: "),
     (["spectrum", "MODEL", "--loss", "hinge"], "unknown loss 'hinge'"),
     (["spectrum", "MODEL", "--device", "abacus"], "the device 'abacus' cannot be used"),
     (["spectrum", "MODEL", "--dtype", "int8"], "--dtype is 'int8'"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import CASES, Attention, ConvNet
+from leaks import photograph, surroundings
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
@@ -288,46 +289,6 @@ def rich_model() -> nn.Sequential:
     model[5].bias.requires_grad_(False)
     model(torch.randint(0, 6, (5,))).sum().backward()
     return model
-
-
-def photograph(model: nn.Module) -> dict:
-    """Everything that must be bit-identical: kept as bytes or identities, not as references."""
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
-    return {
-        "values": {n: (id(t), t.detach().clone().numpy().tobytes()) for n, t in tensors},
-        "versions": {n: t._version for n, t in tensors},
-        "gradients": {
-            n: None if p.grad is None else (id(p.grad), p.grad.numpy().tobytes())
-            for n, p in model.named_parameters()
-        },
-        "requires_grad": {n: p.requires_grad for n, p in model.named_parameters()},
-        "modes": {n: m.training for n, m in model.named_modules()},
-        "attributes": {
-            n: {k: id(v) for k, v in vars(m).items() if k != "training"}
-            for n, m in model.named_modules()
-        },
-        "hooks": {
-            n: [len(v) for k, v in vars(m).items() if "hook" in k and hasattr(v, "__len__")]
-            for n, m in model.named_modules()
-        },
-    }
-
-
-def surroundings() -> list:
-    numpy_state = np.random.get_state()
-    return [
-        torch.get_rng_state().tolist(),
-        numpy_state[1].tolist(),
-        numpy_state[2:],
-        random.getstate(),
-        torch.backends.mha.get_fastpath_enabled(),
-        torch.backends.cuda.flash_sdp_enabled(),
-        torch.backends.cuda.mem_efficient_sdp_enabled(),
-        torch.backends.cuda.math_sdp_enabled(),
-        torch.is_grad_enabled(),
-        torch.get_default_dtype(),
-        torch.is_autocast_enabled("cpu"),
-    ]
 
 
 def token_rows() -> tuple[Tensor, Tensor]:
@@ -771,7 +732,10 @@ def test_classes_last_are_recognised():
 
 
 def test_shapes_that_do_not_fit_the_model_are_told():
-    sentence = r"fails on the first batch that shows it \(input \(7, 2\) float64, target \(7,\)"
+    sentence = (
+        r"the data do not fit the model: 0 \(Linear\) takes inputs \(…, 3\) and received \(7, 2\) "
+        r"from a batch of input \(7, 2\) float64, target \(7,\) int64"
+    )
     refused(sentence, mlp(), "cross_entropy", (torch.ones(7, 2), torch.zeros(7).long()))
 
 
