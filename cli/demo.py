@@ -33,27 +33,24 @@ def demo(
     | transformer | 4-layer character GPT | Python's own English documentation |
     | regression | small tanh network | diabetes |
     """
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from landscape.demos.train import train
     from landscape.loading.archive import save_problem
     from landscape.numerals import duration
 
-    from .output import require_folder, require_new
+    from .output import console, require_folder, require_new
 
     require_folder(output)
     require_new(output, force)
-    console = Console(stderr=True)
+    screen = console(stderr=True)
     columns = (
         TextColumn("training {task.fields[name]}"),
         BarColumn(),
         TextColumn("step {task.completed}/{task.total}, loss {task.fields[loss]:.3f}"),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task("", name=name, loss=float("nan"))
 
         def show(step: int, total: int, loss: float) -> None:

@@ -9,7 +9,7 @@ import typer
 from landscape import __version__
 from landscape.errors import LandscapeError
 
-from . import demo, spectrum
+from . import check, demo, spectrum
 
 INTERRUPTED = 130
 
@@ -22,6 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)
+app.command("check")(check.check)
 app.command("spectrum")(spectrum.spectrum)
 
 

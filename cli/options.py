@@ -1,6 +1,10 @@
-"""Options that commands on a model share."""
+"""Options that commands on a model share, and how they become a problem."""
 
+import functools
+import inspect
 import json
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +14,9 @@ from landscape.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+    from rich.console import Console
+
+    from landscape.problem import Problem
 
 MODEL = "Model"
 CURVATURE = "Curvature"
@@ -17,7 +24,10 @@ OUTPUT = "Output"
 
 Model = Annotated[
     Path,
-    typer.Argument(help="A problem archive, or a state dict together with --model and --data."),
+    typer.Argument(
+        help="A problem archive; weights (.pt, .safetensors) with --model; a torch.export program; a "
+        "Hugging Face folder. Everything but an archive needs --data.",
+    ),
 ]
 Factory = Annotated[
     str | None,
@@ -37,13 +47,51 @@ FactoryArguments = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="KEY",
+        help="Where in a checkpoint the weights lie, such as ema. [default: the usual places]",
+        rich_help_panel=MODEL,
+    ),
+]
 Data = Annotated[
     str | None,
     typer.Option(
         "--data",
-        metavar="NAME|FILE.npz|PACKAGE.MODULE:CALLABLE",
-        help="digits, breast-cancer, diabetes, mnist5k, text (also digits:train, digits:test, …), "
-        "a file of arrays 'inputs' and 'targets', or a callable that returns data.",
+        metavar="NAME|FILE|FOLDER|PACKAGE.MODULE:CALLABLE",
+        help="digits, breast-cancer, diabetes, mnist5k, text (also digits:train, …); .npz, .pt, "
+        ".safetensors, .csv, .parquet; a folder of images, one subfolder a class; a text; or a "
+        "callable that returns data.",
+        rich_help_panel=MODEL,
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="COLUMN",
+        help="Column or array that holds the targets.",
+        rich_help_panel=MODEL,
+    ),
+]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="FOLDER|characters|ascii",
+        help="How a text becomes tokens. [default: the model's folder, else characters]",
+        rich_help_panel=MODEL,
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        metavar="N",
+        min=1,
+        help="Tokens in a window of text. [default: 64]",
         rich_help_panel=MODEL,
     ),
 ]
@@ -95,11 +143,11 @@ NormStats = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
-TrustProgram = Annotated[
+TrustPickle = Annotated[
     bool,
     typer.Option(
-        "--trust-program",
-        help="Open an exported program inside an archive; doing so can run code of its author.",
+        "--trust-pickle",
+        help="Let the file run its author's code: pickled modules, TorchScript.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -168,3 +216,77 @@ def parse_norm_stats(name: str | None) -> Literal["running", "batch"] | None:
     if name == "batch":
         return "batch"
     raise InputError(f"--norm-stats is {name!r}: choose running or batch")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What every command on a model is told about it."""
+
+    model: Model
+    factory: Factory = None
+    factory_arguments: FactoryArguments = None
+    weights: Weights = None
+    data: Data = None
+    target: Target = None
+    tokenizer: Tokenizer = None
+    context: Context = None
+    loss: Loss = None
+    limit: Limit = None
+    batch_size: BatchSize = None
+    params: Params = None
+    norm_stats: NormStats = None
+    trust_pickle: TrustPickle = False
+    device: Device = None
+    dtype: Dtype = None
+    seed: Seed = 0
+    debug: Debug = False
+
+    def load(self, messages: "Console") -> "Problem":
+        """The problem that was named; choices made for the user go to `messages`."""
+        from landscape.loading.problem import load_problem
+
+        return load_problem(
+            self.model,
+            model=self.factory,
+            model_args=parse_arguments(self.factory_arguments),
+            weights=self.weights,
+            data=self.data,
+            target=self.target,
+            tokenizer=self.tokenizer,
+            context=self.context,
+            loss=self.loss,
+            limit=self.limit,
+            batch_size=self.batch_size,
+            params=self.params or "*",
+            norm_stats=parse_norm_stats(self.norm_stats),
+            device=self.device,
+            dtype=parse_dtype(self.dtype),
+            seed=self.seed,
+            trust_pickle=self.trust_pickle,
+            say=lambda sentence: messages.print(
+                sentence, style="dim", markup=False, soft_wrap=True
+            ),
+        )
+
+
+def on_model(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose first parameter, `ModelOptions`, becomes options of the command line."""
+    shared = [
+        inspect.Parameter(
+            option.name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=inspect.Parameter.empty if option.default is MISSING else option.default,
+            annotation=option.type,
+        )
+        for option in fields(ModelOptions)
+    ]
+    own = list(inspect.signature(command).parameters.values())[1:]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        about = ModelOptions(**{option.name: given.pop(option.name) for option in shared})
+        command(about, **given)
+
+    run.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in [*shared, *own]}
+    return run

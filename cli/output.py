@@ -1,8 +1,19 @@
 """Where results go: checked before the work begins, so that a typing error costs no hours."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from landscape.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """Where text for people goes; names in it, such as digits:train:, are left as they are."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, emoji=False, highlight=False)
 
 
 def require_folder(path: Path) -> None:

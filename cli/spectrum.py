@@ -18,17 +18,9 @@ if TYPE_CHECKING:
     from landscape.analyses.spectrum import Spectrum
 
 
+@options.on_model
 def spectrum(
-    model: options.Model,
-    factory: options.Factory = None,
-    factory_arguments: options.FactoryArguments = None,
-    data: options.Data = None,
-    loss: options.Loss = None,
-    limit: options.Limit = None,
-    batch_size: options.BatchSize = None,
-    params: options.Params = None,
-    norm_stats: options.NormStats = None,
-    trust_program: options.TrustProgram = False,
+    about: options.ModelOptions,
     operator: Annotated[
         str,
         typer.Option(
@@ -81,9 +73,6 @@ def spectrum(
             rich_help_panel=CURVATURE,
         ),
     ] = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    seed: options.Seed = 0,
     axis: Annotated[
         str,
         typer.Option(
@@ -105,7 +94,6 @@ def spectrum(
         ),
     ] = None,
     json_file: options.Json = None,
-    debug: options.Debug = False,
 ) -> None:
     """Eigenvalue density, leading eigenvalues and trace of a trained model's curvature.
 
@@ -117,16 +105,14 @@ def spectrum(
 
         landscape spectrum weights.pt --model my.net:build --data my.data:train --loss cross_entropy
     """
-    from rich.console import Console
-
     from landscape.analyses.spectrum import spectrum as analyse
-    from landscape.loading.archive import load_problem
     from landscape.plots.spectrum import require_ending
     from landscape.plots.spectrum_picture import check_axis
 
-    from .output import require_folder, require_other
+    from .output import console, require_folder, require_other
     from .progress import phases
 
+    model = about.model
     figure = output or model.with_name(f"{model.stem}.spectrum.pdf")
     to_stdout = str(json_file) == "-"
     require_ending(figure)
@@ -136,23 +122,8 @@ def spectrum(
         require_other(path, model)
     if json_file is not None and json_file.resolve() == figure.resolve():
         raise InputError(f"the figure and the numbers would both be written to {str(figure)!r}")
-    messages = Console(stderr=True)
-    problem = load_problem(
-        model,
-        model=factory,
-        model_args=options.parse_arguments(factory_arguments),
-        data=data,
-        loss=loss,
-        limit=limit,
-        batch_size=batch_size,
-        params=params or "*",
-        norm_stats=options.parse_norm_stats(norm_stats),
-        device=device,
-        dtype=options.parse_dtype(dtype),
-        seed=seed,
-        trust_program=trust_program,
-        say=lambda sentence: messages.print(sentence, style="dim", highlight=False),
-    )
+    messages = console(stderr=True)
+    problem = about.load(messages)
     with phases(messages) as progress:
         result = analyse(
             problem,
@@ -163,7 +134,7 @@ def spectrum(
             tolerance=tolerance,
             max_steps=max_steps,
             samples=samples,
-            seed=seed,
+            seed=about.seed,
             progress=progress,
             command=shlex.join(["landscape", *sys.argv[1:]]),
         )
@@ -176,12 +147,12 @@ def spectrum(
         result.save(json_file)
     result.plot(figure, axis=axis)
     written = [figure] if to_stdout or json_file is None else [figure, json_file]
-    _show(messages if to_stdout else Console(), result, model, written)
+    _show(messages if to_stdout else console(), result, model, written)
     if result.failures:
         raise UntrustedResult("; ".join(result.failures))
 
 
-def _show(console: "Console", result: "Spectrum", model: Path, written: list[Path]) -> None:
+def _show(screen: "Console", result: "Spectrum", model: Path, written: list[Path]) -> None:
     """The result as a compact table."""
     from rich.markup import escape
     from rich.table import Table
@@ -189,8 +160,8 @@ def _show(console: "Console", result: "Spectrum", model: Path, written: list[Pat
     from landscape.numerals import duration, memory, number, with_error
 
     about = result.provenance["problem"]
-    console.print(f"[bold]{result.operator}[/bold] of {escape(str(model))}", highlight=False)
-    console.print(_describe(about), style="dim", highlight=False, markup=False)
+    screen.print(f"[bold]{result.operator}[/bold] of {escape(str(model))}")
+    screen.print(_describe(about), style="dim", markup=False)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(no_wrap=True)
@@ -227,9 +198,9 @@ def _show(console: "Console", result: "Spectrum", model: Path, written: list[Pat
         f"{cost.products:,} products{gradients}",
         f"{duration(cost.seconds)}, peak {memory(cost.peak_bytes)}",
     )
-    console.print(table, highlight=False)
+    screen.print(table)
     for path in written:
-        console.print(f"wrote {escape(str(path))}", highlight=False, soft_wrap=True)
+        screen.print(f"wrote {escape(str(path))}", soft_wrap=True)
 
 
 def _describe(about: dict[str, Any]) -> str:

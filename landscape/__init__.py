@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from landscape.estimators.hutchinson import trace as trace
     from landscape.estimators.lanczos import eigenpairs as eigenpairs
     from landscape.estimators.slq import spectral_density as spectral_density
-    from landscape.loading.archive import load_problem as load_problem
     from landscape.loading.archive import save_problem as save_problem
+    from landscape.loading.problem import load_problem as load_problem
     from landscape.operators.base import Identity as Identity
     from landscape.operators.base import Operator as Operator
     from landscape.operators.empirical_fisher import EmpiricalFisher as EmpiricalFisher
@@ -40,7 +40,7 @@ _HOMES = {
     "trace": "estimators.hutchinson",
     "eigenpairs": "estimators.lanczos",
     "spectral_density": "estimators.slq",
-    "load_problem": "loading.archive",
+    "load_problem": "loading.problem",
     "save_problem": "loading.archive",
     "Identity": "operators.base",
     "Operator": "operators.base",

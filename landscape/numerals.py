@@ -33,13 +33,13 @@ def with_error(value: float | None, error: float | None) -> str:
     return text if exponent == 0 else f"({text}) × {power(exponent)}"
 
 
-def count(things: int, name: str) -> str:
+def count(things: int, name: str, several: str | None = None) -> str:
     """Write how many things there are.
 
-    >>> count(1, "probe"), count(2500, "parameter")
-    ('1 probe', '2,500 parameters')
+    >>> count(1, "probe"), count(2500, "parameter"), count(2, "batch", "batches")
+    ('1 probe', '2,500 parameters', '2 batches')
     """
-    return f"{things:,} {name}" + ("" if things == 1 else "s")
+    return f"{things:,} {name if things == 1 else several or name + 's'}"
 
 
 def number(value: float, digits: int = 2) -> str:

@@ -16,7 +16,9 @@ TABLES: dict[str, list[dict[str, Any]]] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--tables", metavar="FOLDER", help="write what the tests found, as JSON tables")
+    parser.addoption(
+        "--tables", metavar="FOLDER", help="write what the tests found, as JSON tables"
+    )
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

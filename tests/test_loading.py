@@ -1,30 +1,22 @@
-"""Problem archives, state dicts, data by name: what opens, what is refused, and with which sentence."""
+"""How weights find their model, and what archives, programs and model folders say about themselves."""
 
-import os
-import pickle
+import argparse
+import json
+import re
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from files import net, program, samples, static_program
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import landscape as ls
-from landscape.demos.models import regression
-from landscape.loading.data import infer_loss, read_data, take
+from landscape.demos.models import gpt, regression
+from landscape.loading.data import read_data
+from landscape.loading.weights import find_weights, fit
 
 FACTORY = "landscape.demos.models:regression"
-
-
-class Touch:
-    """A pickle that would write a file when opened."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return (os.system, (f"touch {self.path}",))
 
 
 def test_archive_round_trip_gives_the_same_loss_and_needs_no_arguments(tiny_archive: Path) -> None:
@@ -54,44 +46,12 @@ def test_archive_with_its_own_tensors_round_trips(tmp_path: Path) -> None:
     assert problem.loss() == pytest.approx(nn.functional.mse_loss(model(x), y).item(), rel=1e-5)
 
 
-def test_factories_named_in_a_file_are_not_called(tmp_path: Path) -> None:
+def test_the_users_word_replaces_the_factory_in_a_file(tmp_path: Path) -> None:
     path, model = tmp_path / "evil.pt", regression()
-    for name in ("os:system", "landscape.demos.train:train", "landscape.demos.data:load_data"):
-        ls.save_problem(path, model, factory=name, arguments={}, data="diabetes", loss="mse")
-        with pytest.raises(ls.InputError, match=f"--model {name}"):
-            ls.load_problem(path)
     ls.save_problem(path, model, factory="os:system", data="diabetes", loss="mse")
-    assert (
-        ls.load_problem(path, model=FACTORY).samples == 442
-    )  # the user's word replaces the file's
-
-
-def test_data_callables_named_in_a_file_are_not_called(tmp_path: Path) -> None:
-    path = tmp_path / "evil.pt"
-    ls.save_problem(path, regression(), factory=FACTORY, data="os:getcwd", loss="mse")
-    with pytest.raises(ls.InputError, match="--data os:getcwd"):
+    with pytest.raises(ls.InputError, match="--model os:system"):
         ls.load_problem(path)
-
-
-@pytest.mark.parametrize("nested", [False, True])
-def test_a_pickle_in_the_file_never_runs(tmp_path: Path, nested: bool) -> None:
-    path, witness = tmp_path / "evil.pt", tmp_path / "witness"
-    torch.save({"weights": {"a": Touch(witness)}} if nested else Touch(witness), path)
-    with pytest.raises(ls.InputError, match="would run code"):
-        ls.load_problem(path, model=FACTORY, data="diabetes")
-    path.write_bytes(pickle.dumps(Touch(witness)))
-    with pytest.raises(ls.InputError):
-        ls.load_problem(path, model=FACTORY, data="diabetes")
-    assert not witness.exists()
-
-
-def test_object_arrays_in_npz_never_run(tmp_path: Path) -> None:
-    path, witness = tmp_path / "evil.npz", tmp_path / "witness"
-    evil = np.array([Touch(witness)], dtype=object)
-    np.savez(path, inputs=evil, targets=evil)
-    with pytest.raises(ls.InputError, match="without pickle"):
-        read_data(str(path))
-    assert not witness.exists()
+    assert ls.load_problem(path, model=FACTORY).samples == 442
 
 
 def test_state_dict_needs_a_model_and_data(tmp_path: Path) -> None:
@@ -104,101 +64,219 @@ def test_state_dict_needs_a_model_and_data(tmp_path: Path) -> None:
     said: list[str] = []
     problem = ls.load_problem(path, model=FACTORY, data="diabetes", say=said.append)
     assert problem.summary()["loss"] == "mse_loss"
-    assert said == ["no loss was given: mse fits the targets"]
+    assert said[0].startswith(f"ran {FACTORY} from ") and said[0].endswith("demos/models.py")
+    assert said[1:] == ["no loss was given: mse fits the targets"]
+    assert problem.summary()["origin"] == {
+        "file": str(path),
+        "kind": "file of torch.save holding weights",
+        "data": "diabetes",
+        "seed": 0,
+        "said": said,
+    }
 
 
-def test_weights_that_do_not_fit_are_listed_with_the_nearest_names(tmp_path: Path) -> None:
+def test_loading_leaves_the_random_state_alone(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
-    weights = dict(regression().state_dict())
-    first = next(iter(weights))
-    weights[f"module.{first}"] = weights.pop(first)
-    weights["extra"] = torch.zeros(1)
-    torch.save(weights, path)
-    with pytest.raises(ls.InputError) as error:
-        ls.load_problem(path, model=FACTORY, data="diabetes")
-    sentence = str(error.value)
-    assert f"missing 1: {first}" in sentence
-    assert "unexpected 2" in sentence
-    assert f"module.{first} → {first}" in sentence
-    torch.save(regression(hidden=(4, 4)).state_dict(), path)
-    with pytest.raises(ls.InputError, match=r"of wrong shape \d.*\(4, 10\) instead of \(32, 10\)"):
-        ls.load_problem(path, model=FACTORY, data="diabetes")
+    torch.save(regression().state_dict(), path)
+    before = torch.get_rng_state()
+    ls.load_problem(path, model=FACTORY, data="diabetes", limit=50)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_exported_program_round_trips_only_when_trusted(tmp_path: Path) -> None:
-    x, y = torch.randn(30, 10), torch.randn(30, 1)
-    model, path = regression(), tmp_path / "program.pt"
-    ls.save_problem(path, model, data=(x, y), loss="mse")
-    with pytest.raises(ls.InputError, match="--trust-program"):
-        ls.load_problem(path)
-    problem = ls.load_problem(path, trust_program=True, batch_size=8)
-    direct = ls.Problem(model, "mse", (x, y))
-    assert problem.size == direct.size
-    v = torch.randn(direct.size)
-    torch.testing.assert_close(
-        ls.Hessian(problem) @ v, ls.Hessian(direct) @ v, rtol=1e-4, atol=1e-5
+def _fit(network: nn.Module, weights: dict[str, torch.Tensor]) -> list[str]:
+    said: list[str] = []
+    fit(network, weights, Path("w.pt"), said.append)
+    return said
+
+
+def test_weights_that_do_not_fit_leave_the_users_model_as_it_was() -> None:
+    model = regression()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    wrong = {name: value + 1 for name, value in before.items()} | {"4.bias": torch.zeros(7)}
+    with pytest.raises(ls.InputError, match=r"of wrong shape 1: 4.bias \(7,\) instead of \(1,\)"):
+        _fit(model, wrong)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_tied_weight_may_be_missing_under_its_other_name() -> None:
+    model = gpt(width=8, heads=2, layers=1)
+    weights = model.state_dict()
+    del weights["head.weight"]
+    _fit(gpt(width=8, heads=2, layers=1), weights)
+    del weights["tokens.weight"]
+    with pytest.raises(ls.InputError, match="missing 2: tokens.weight, head.weight"):
+        _fit(model, weights)
+
+
+def test_weights_under_two_prefixes_are_taken_from_the_model_and_said() -> None:
+    source, target = regression(), regression()
+    weights = {f"ema.{name}": value + 1 for name, value in source.state_dict().items()}
+    weights |= {f"model.{name}": value for name, value in source.state_dict().items()}
+    said = _fit(target, weights)
+    assert torch.equal(target[0].weight, source[0].weight)
+    assert said[0] == "weights that fit lie under 'model'; also under 'ema' (--weights)"
+    assert "6 tensors without it belong to something else" in said[1]
+    chosen = find_weights(weights, Path("w.pt"), "ema", said.append)
+    _fit(target, chosen)
+    assert torch.equal(target[0].weight, source[0].weight + 1)
+    with pytest.raises(ls.InputError, match="has nothing under 'emma'"):
+        find_weights(weights, Path("w.pt"), "emma", said.append)
+
+
+def test_weight_norm_of_old_checkpoints_fits_the_new_one() -> None:
+    source = parametrizations.weight_norm(nn.Linear(3, 2))
+    weights = {
+        name.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): value
+        for name, value in source.state_dict().items()
+    }
+    assert "weight_g" in weights
+    target = parametrizations.weight_norm(nn.Linear(3, 2))
+    _fit(target, weights)
+    assert torch.equal(target.weight, source.weight)
+
+
+def test_half_precision_weights_are_computed_with_in_the_models_type() -> None:
+    source, target = regression(), regression()
+    said = _fit(target, {name: value.bfloat16() for name, value in source.state_dict().items()})
+    assert said == ["weights stored as bfloat16 are computed with in the model's type"]
+    assert target[0].weight.dtype == torch.float32
+    assert torch.equal(target[0].weight, source[0].weight.bfloat16().float())
+
+
+def test_a_static_program_takes_whole_batches_only(tmp_path: Path) -> None:
+    path, _ = static_program(tmp_path)
+    x, y = (torch.cat([part, part[:2]]) for part in samples())  # 14 rows
+    with pytest.raises(ls.InputError, match="batches of exactly 4 rows, and there are 14 .*12"):
+        ls.load_problem(path, data=(x, y))
+    assert ls.load_problem(path, data=(x, y), limit=12).batch_count == 3
+    with pytest.raises(ls.InputError, match="--batch-size 4"):
+        ls.load_problem(path, data=(x, y), limit=12, batch_size=6)
+
+
+def test_a_program_keeps_its_batch_statistics(tmp_path: Path) -> None:
+    path, _ = program(tmp_path)
+    with pytest.raises(ls.InputError, match="with running statistics .* cannot change to batch"):
+        ls.load_problem(path, data=samples(), norm_stats="batch")
+
+
+def test_a_program_with_a_largest_batch_gets_no_larger_one(tmp_path: Path) -> None:
+    path = tmp_path / "p.pt2"
+    rows = torch.export.Dim("rows", min=3, max=5)
+    exported = torch.export.export(net(), (samples()[0][:4],), dynamic_shapes=({0: rows},))
+    torch.export.save(exported, path)
+    with pytest.raises(ls.InputError, match="takes batches of 3 rows or more, .* end with 2"):
+        ls.load_problem(path, data=samples())
+    assert ls.load_problem(path, data=samples(), batch_size=4).batch_count == 3
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    """A folder as `save_pretrained` writes it: a BERT of random weights that tells two classes apart."""
+    transformers = pytest.importorskip("transformers", reason="the extra [hf] is not installed")
+    config = transformers.BertConfig(
+        vocab_size=30,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=16,
     )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.BertForSequenceClassification(config)
+    model.save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+def _sentences() -> dict[str, torch.Tensor]:
+    source = torch.Generator().manual_seed(0)
+    mask = torch.ones(9, 6, dtype=torch.int64)
+    mask[3:, 4:] = 0
+    return {
+        "input_ids": torch.randint(0, 30, (9, 6), generator=source),
+        "attention_mask": mask,
+        "labels": torch.randint(0, 2, (9,), generator=source),
+    }
+
+
+def test_a_hugging_face_folder_opens_without_flags(bert: Path) -> None:
+    import transformers
+
+    data = _sentences()
+    problem = ls.load_problem(bert, data=data)
+    model = transformers.BertForSequenceClassification.from_pretrained(bert).eval()
+    with torch.no_grad():
+        expected = model(**data).loss.item()
+    assert problem.loss() == pytest.approx(expected, rel=1e-5)
+    ls.Hessian(problem) @ torch.randn(problem.size)
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("change", "sentence"),
     [
-        (b"", "cannot read"),
-        (b"not a model at all", "cannot read|would run code"),
-        (b"PK\x03\x04 half a zip", "cannot read"),
+        ({"num_hidden_layers": 10**7}, "asks for num_hidden_layers = 10000000"),
+        ({"hidden_size": 2 * 10**6}, "more than half of the free memory"),
+        ({"auto_map": {"AutoModel": "evil.Model"}}, "code, packages or downloads"),
+        ({"model_type": "os"}, "does not list: name the class with --model"),
+        ({"architectures": ["system"]}, "does not list: name the class with --model"),
+        ({"hidden_act": "nothing"}, "describes no model that can be built"),
     ],
 )
-def test_damaged_files_are_refused_in_a_sentence(
-    tmp_path: Path, content: bytes, sentence: str
+def test_a_folder_whose_description_is_wrong_is_refused(
+    bert: Path, change: dict[str, object], sentence: str
 ) -> None:
-    path = tmp_path / "model.pt"
-    path.write_bytes(content)
-    with pytest.raises(ls.InputError, match=sentence) as error:
-        ls.load_problem(path)
-    assert "\n" not in str(error.value)
+    file = bert / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ls.InputError, match=re.escape(sentence)):
+        ls.load_problem(bert, data=_sentences())
 
 
-def test_a_tensor_or_a_folder_is_no_model(tmp_path: Path) -> None:
-    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
-    with pytest.raises(ls.InputError, match="holds a Tensor"):
-        ls.load_problem(tmp_path / "tensor.pt")
-    with pytest.raises(ls.InputError, match="is a folder"):
-        ls.load_problem(tmp_path)
+def test_kernels_named_by_a_folder_are_not_fetched(bert: Path) -> None:
+    file = bert / "config.json"
+    choice = {"attn_implementation": "somebody/kernel", "_attn_implementation": "somebody/kernel"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | choice))
+    problem = ls.load_problem(bert, data=_sentences())
+    assert problem.model.config._attn_implementation == "eager"
 
 
-def test_a_subset_keeps_class_proportions_and_is_reproducible() -> None:
-    inputs, targets = read_data("digits")
-    x, y = take((inputs, targets), 200, seed=3)
-    assert x.shape == (200, 1, 8, 8)
-    whole = torch.bincount(targets) / len(targets)
-    assert (torch.bincount(y) / 200 - whole).abs().max() < 0.01
-    again = take((inputs, targets), 200, seed=3)
-    assert torch.equal(x, again[0]) and not torch.equal(x, take((inputs, targets), 200, 4)[0])
-    assert len(take((inputs, targets), 10**6, 0)[0]) == len(inputs)
+def test_a_real_lightning_checkpoint_finds_its_model(tmp_path: Path) -> None:
+    """Written by the Trainer: its layout, its callbacks' states, and hyperparameters of other classes."""
+    L = pytest.importorskip("lightning", reason="the extra [lightning] is not installed")
 
+    class Module(L.LightningModule):  # type: ignore[name-defined,misc]
+        def __init__(self, options: argparse.Namespace) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            self.net = regression(hidden=(4,))
+            self.loss = nn.MSELoss()
 
-def test_npz_and_callables_give_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    np.savez(tmp_path / "d.npz", x=rng.standard_normal((9, 10)), y=rng.integers(0, 3, 9))
-    x, y = read_data(str(tmp_path / "d.npz"))
-    assert (x.dtype, y.dtype) == (torch.float64, torch.int64)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_data.py").write_text(
-        "import torch\ndef make():\n    return torch.ones(4, 2), torch.ones(4, 1)\n"
+        def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
+            return self.loss(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters())
+
+    data = torch.utils.data.TensorDataset(*read_data("diabetes:train", limit=20))
+    module = Module(argparse.Namespace(name="an object of no torch class"))
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
     )
-    assert read_data("my_data:make", limit=2)[0].shape == (2, 2)
-    with pytest.raises(ls.InputError, match="did you mean make"):
-        read_data("my_data:mak")
-    with pytest.raises(ls.InputError, match="cannot import 'no_such_module'"):
-        read_data("no_such_module:make")
-    with pytest.raises(ls.InputError, match="choose one of digits"):
-        read_data("digitz")
-
-
-def test_the_loss_is_inferred_from_the_targets() -> None:
-    x = torch.zeros(4, 3)
-    assert infer_loss((x, torch.zeros(4, 1))) == "mse"
-    assert infer_loss((x, torch.zeros(4, dtype=torch.int64))) == "cross_entropy"
-    assert infer_loss((x, torch.zeros(4, 5, dtype=torch.int64))) == "token_cross_entropy"
-    with pytest.raises(ls.InputError, match="--loss"):
-        infer_loss([x])
+    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=10))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    problem = ls.load_problem(
+        tmp_path / "last.ckpt",
+        model=FACTORY,
+        model_args={"hidden": [4]},
+        data="diabetes:train",
+        limit=20,
+    )
+    expected = nn.functional.mse_loss(module.net(data.tensors[0]), data.tensors[1]).item()
+    assert problem.loss() == pytest.approx(expected, rel=1e-5)

@@ -1,112 +1,129 @@
-"""Data by name: an embedded data set, an .npz file, or a callable of the user's."""
+"""Data by name: an embedded data set, a file, a folder of images, or a callable of the user's."""
 
+import difflib
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from landscape.batches import as_batches
 from landscape.demos.data import DATASETS, load_data
 from landscape.errors import InputError
+from landscape.loading.arrays import read_npz, read_safetensors, read_torch
+from landscape.loading.data_kinds import WORDS, kind_of
+from landscape.loading.images import find_images, read_images
 from landscape.loading.names import call
+from landscape.loading.parquet import read_parquet
+from landscape.loading.subset import choose, require_positive, take
+from landscape.loading.tables import read_delimited
+from landscape.loading.text import read_text
 
-_KEYS = (("inputs", "targets"), ("x", "y"), ("X", "y"), ("X", "Y"), ("data", "target"))
+Say = Callable[[str], None]
+
+# A name that ends like this is a file, whether it is there or not.
+_ENDINGS = (".npz", ".npy", ".pt", ".pth", ".safetensors", ".csv", ".tsv", ".parquet", ".txt")
 
 
-def read_data(name: str, *, limit: int | None = None, seed: int = 0) -> Any:
-    """Data for a `Problem` from what a person typed.
+def read_data(
+    name: str,
+    *,
+    target: str | None = None,
+    tokenizer: str | None = None,
+    context: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    say: Say = lambda sentence: None,
+) -> Any:
+    """Data for a `Problem` from what a person typed. Nothing in a file is ever run.
 
     Args:
-        name: an embedded data set (`digits`, also `digits:train`, `digits:test`, …), a file `.npz`
-            holding two arrays, or `package.module:callable` returning any data a `Problem` takes.
+        name: an embedded data set (`digits`, also `digits:train`, `digits:test`, …); a file of arrays
+            (.npz, .pt, .safetensors), a table (.csv, .tsv, .parquet), a UTF-8 text; a folder with one
+            folder of images per class; or `package.module:callable` returning any data a `Problem` takes.
+            What a file holds is told from its content; only .csv and .tsv are told by their ending.
+        target: the label column of a table.
+        tokenizer: of a text: a folder with a Hugging Face tokenizer, "characters" (default) or "ascii".
+        context: length of a window of text in tokens (default 64).
         limit: use this many samples, a random subset; class proportions are kept.
         seed: of the subset.
+        say: told, in a sentence, of every choice made for the user.
 
     Raises:
-        InputError: nothing of that name, an unreadable file, or a limit out of range.
+        InputError: nothing of that name, an unreadable file, an option that does not fit the kind of
+            data, or a limit that is not positive.
     """
+    if limit is not None:
+        require_positive(limit)
+    options = {"--target": target, "--tokenizer": tokenizer, "--context": context}
     if name.partition(":")[0] in DATASETS:
+        _require_fitting(options, (), f"{name!r} is an embedded data set")
+        if os.path.exists(name):
+            say(f"{name!r} is the embedded data set; the file of that name is ./{name}")
         data: Any = load_data(name)
-    elif name.endswith(".npz"):
-        data = _read_npz(Path(name))
+    elif _is_path(name):
+        data = _read_path(Path(name), options, limit, seed, say)
     elif ":" in name:
-        data = call(name)
+        _require_fitting(options, (), f"{name!r} is a callable")
+        data = _call(name)
     else:
+        close = difflib.get_close_matches(name, DATASETS, n=2)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise InputError(
-            f"unknown data {name!r}: choose one of {', '.join(DATASETS)}, a file ending in .npz, or "
-            "package.module:callable"
+            f"unknown data {name!r}: {hint}choose one of {', '.join(DATASETS)}, a file (.npz, .pt, "
+            ".safetensors, .csv, .tsv, .parquet, text), a folder of images, or package.module:callable"
         )
     return data if limit is None else take(data, limit, seed)
 
 
-def take(data: Any, limit: int, seed: int) -> tuple[Tensor, ...]:
-    """A seeded random subset of `limit` rows of a tuple of tensors, class proportions kept.
+def _is_path(name: str) -> bool:
+    return os.path.exists(name) or name.lower().endswith(_ENDINGS) or os.sep in name or "/" in name
 
-    Raises:
-        InputError: the data are no tuple of tensors, or the limit is not positive.
-    """
-    from sklearn.model_selection import train_test_split
 
-    if not isinstance(data, tuple) or not all(isinstance(part, Tensor) for part in data):
-        raise InputError(
-            f"a limit of {limit} samples needs data given as tensors; let the callable return fewer"
+def _read_path(path: Path, options: dict[str, Any], limit: int | None, seed: int, say: Say) -> Any:
+    kind = kind_of(path)
+    fitting: tuple[str, ...] = ()
+    if kind in ("table", "parquet"):
+        fitting = ("--target",)
+    elif kind == "text":
+        fitting = ("--tokenizer", "--context")
+    _require_fitting(options, fitting, f"{str(path)!r} is {WORDS[kind]}")
+    if kind == "npz":
+        return read_npz(path, say)
+    if kind == "torch":
+        return read_torch(path, say)
+    if kind == "safetensors":
+        return read_safetensors(path, say)
+    if kind == "table":
+        return read_delimited(path, options["--target"], say)
+    if kind == "parquet":
+        return read_parquet(path, options["--target"], say)
+    if kind == "text":
+        return read_text(
+            path, tokenizer=options["--tokenizer"], context=options["--context"], say=say
         )
-    if limit < 1:
-        raise InputError(f"the limit is {limit}: it must be at least 1")
-    as_batches(data, None, pairs=True)  # refuses lengths that differ
-    rows = len(data[0])
-    if limit >= rows:
-        return data
-    target = data[-1]
-    classes = target.numpy() if target.ndim == 1 and target.dtype == torch.int64 else None
-    if classes is not None:
-        counts = np.unique(classes, return_counts=True)[1]
-        if counts.min() < 2 or limit < len(counts) or rows - limit < len(counts):
-            classes = None  # too few of a class to keep proportions
-    chosen, _ = train_test_split(
-        np.arange(rows), train_size=limit, random_state=seed, stratify=classes
-    )
-    index = torch.from_numpy(np.sort(chosen))
-    return tuple(part[index] for part in data)
+    images = find_images(path, say)
+    # Only the pictures that are needed are opened.
+    rows = None if limit is None else choose(images.targets, len(images), limit, seed)
+    return read_images(images if rows is None else images.rows(rows), say)
 
 
-def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
+def _require_fitting(options: dict[str, Any], fitting: tuple[str, ...], what: str) -> None:
+    purposes = {
+        "--target": "the label column of a table",
+        "--tokenizer": "the tokens of a text",
+        "--context": "the windows of a text",
+    }
+    for option, value in options.items():
+        if value is not None and option not in fitting:
+            raise InputError(
+                f"{option} {value} is about {purposes[option]}, and {what}: leave {option} out"
+            )
+
+
+def _call(name: str) -> Any:
+    data = call(name)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {str(path)!r}") from error
-    except Exception as error:  # a damaged or foreign file fails in many ways
-        raise InputError(f"cannot read {str(path)!r} as .npz without pickle: {error}") from error
-    pair = next((pair for pair in _KEYS if set(pair) <= set(arrays)), None)
-    pair = pair or (tuple(arrays) if len(arrays) == 2 else None)  # type: ignore[assignment]
-    if pair is None:
-        raise InputError(
-            f"{str(path)!r} holds the arrays {', '.join(arrays) or 'none'}: name two of them "
-            "'inputs' and 'targets'"
-        )
-    inputs, targets = (_tensor(arrays[key], key, path) for key in pair)
-    return inputs, targets
-
-
-def _tensor(array: Any, key: str, path: Path) -> Tensor:
-    if array.dtype.kind not in "fiub":
-        raise InputError(f"array {key!r} of {str(path)!r} has dtype {array.dtype}: numbers needed")
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor if tensor.is_floating_point() else tensor.long()
-
-
-def infer_loss(data: Any) -> str:
-    """The loss that the targets suggest: indices mean classification, numbers regression.
-
-    Raises:
-        InputError: there is no target tensor to look at.
-    """
-    target = data[-1] if isinstance(data, tuple) and len(data) > 1 else None
-    if not isinstance(target, Tensor):
-        raise InputError("no loss was given and the data do not show one: pass --loss (loss=)")
-    if target.is_floating_point():
-        return "mse"
-    return "cross_entropy" if target.ndim == 1 else "token_cross_entropy"
+        as_batches(data, None, pairs=True)
+    except InputError as error:
+        raise InputError(f"{name!r} does not return data: {error}") from error
+    return data

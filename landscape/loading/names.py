@@ -6,13 +6,23 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from landscape.errors import InputError, LandscapeError
+from landscape.undisturbed import preserved_randomness
 
 
-def import_callable(name: str) -> Callable[..., Any]:
+def _silent(sentence: str) -> None:
+    """Tell nobody."""
+
+
+def import_callable(name: str, *, say: Callable[[str], None] = _silent) -> Callable[..., Any]:
     """The callable that `package.module:callable` names, from the current folder or the environment.
+
+    Args:
+        name: the name that a person typed.
+        say: told which file was run.
 
     Raises:
         InputError: the name has another form, or nothing is found under it.
@@ -21,7 +31,7 @@ def import_callable(name: str) -> Callable[..., Any]:
     if not module_name or not attribute:
         raise InputError(f"{name!r} is not of the form package.module:callable")
     try:
-        with _current_folder():
+        with current_folder():
             module = importlib.import_module(module_name)
     except Exception as error:  # a module of the user's may fail in any way
         raise InputError(
@@ -35,18 +45,25 @@ def import_callable(name: str) -> Callable[..., Any]:
         raise InputError(
             f"{module_name!r} ({getattr(module, '__file__', 'built in')}) has no callable {attribute!r}{hint}"
         )
+    say(f"ran {name} from {_source(module)}")
     return found  # type: ignore[no-any-return]
 
 
-def call(name: str, **arguments: Any) -> Any:
-    """Import a callable of the user's and call it.
+def call(name: str, *, say: Callable[[str], None] = _silent, **arguments: Any) -> Any:
+    """Import a callable of the user's and call it; the random state of the process is left alone.
+
+    Args:
+        name: `package.module:callable`.
+        say: told which file was run.
+        arguments: of the callable.
 
     Raises:
         InputError: it is not found, or it fails.
     """
-    function = import_callable(name)
+    function = import_callable(name, say=say)
     try:
-        with _current_folder():  # it may import its neighbours only now
+        # It may import its neighbours only now.
+        with current_folder(), preserved_randomness(0):
             return function(**arguments)
     except LandscapeError:
         raise
@@ -55,8 +72,17 @@ def call(name: str, **arguments: Any) -> Any:
         raise InputError(f"{name!r} failed: {type(error).__name__}: {reason}") from error
 
 
+def _source(module: ModuleType) -> str:
+    """The file of a module, relative to the current folder where it lies in it."""
+    file = getattr(module, "__file__", None)
+    if file is None:
+        return "Python itself"
+    path, here = Path(file), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 @contextmanager
-def _current_folder() -> Iterator[None]:
+def current_folder() -> Iterator[None]:
     """The current folder on the import path, as for `python -m`."""
     saved = list(sys.path)
     sys.path.insert(0, str(Path.cwd()))

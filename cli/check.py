@@ -1,0 +1,244 @@
+"""`landscape check`: what a file is, whether it can be measured, at what cost, and a second opinion."""
+
+import shlex
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from landscape.errors import UntrustedResult
+
+from . import options
+from .options import CURVATURE
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from landscape.analyses.check import Check
+
+
+@options.on_model
+def check(
+    about: options.ModelOptions,
+    top: Annotated[
+        int,
+        typer.Option(
+            "--top",
+            help="Eigenvalues of largest magnitude to compare.",
+            rich_help_panel=CURVATURE,
+        ),
+    ] = 3,
+    opinion: Annotated[
+        bool,
+        typer.Option(
+            "--second-opinion/--no-second-opinion",
+            help="Compare with PyHessian's eigenvalues.",
+            rich_help_panel=CURVATURE,
+        ),
+    ] = True,
+    iterations: Annotated[
+        int,
+        typer.Option(
+            "--iterations",
+            metavar="N",
+            min=2,
+            help="Power iterations of PyHessian per eigenvalue.",
+            rich_help_panel=CURVATURE,
+        ),
+    ] = 12,
+    json_file: options.Json = None,
+) -> None:
+    """What a model file is, what of it is measured, at what cost, and a second opinion.
+
+    Tells the kind of file and what was read from it, the blocks of parameters, whether the loss is
+    repeatable, which modules need special handling, how products are computed, what each command will
+    cost on this machine, and the leading eigenvalues beside those of PyHessian. Exit code 3 when they
+    disagree.
+
+        landscape check model.pt
+
+        landscape check checkpoint.ckpt --model my.net:build --data images/ --weights ema
+    """
+    from landscape.analyses.check import check as analyse
+    from landscape.results import atomic, to_json
+
+    from .output import console, require_folder, require_other
+    from .progress import phases
+
+    to_stdout = str(json_file) == "-"
+    if json_file is not None and not to_stdout:
+        require_folder(json_file)
+        require_other(json_file, about.model)
+    messages = console(stderr=True)
+    problem = about.load(messages)
+    with phases(messages) as progress:
+        result = analyse(
+            problem,
+            top=min(top, problem.size) if top >= 1 else top,
+            opinion=opinion,
+            iterations=iterations,
+            seed=about.seed,
+            progress=progress,
+            command=shlex.join(["landscape", *sys.argv[1:]]),
+        )
+    if to_stdout:
+        print(to_json(result.to_dict()))
+    elif json_file is not None:
+        with atomic(json_file) as temporary:
+            temporary.write_text(to_json(result.to_dict()))
+    _show(messages if to_stdout else console(), result)
+    if result.failures:
+        raise UntrustedResult("; ".join(result.failures))
+
+
+def _show(screen: "Console", result: "Check") -> None:
+    from landscape.numerals import number
+
+    about, origin = result.problem, result.origin
+    screen.print(f"[bold]{_escaped(origin.get('file', 'model'))}[/bold]")
+    facts = _grid()
+    facts.add_row("file", origin.get("kind", ""))
+    selected = sum(block.parameters for block in result.blocks)
+    left_out = sum(block.left_out for block in result.blocks)
+    rest = f", {left_out:,} left out" if left_out else ""
+    facts.add_row(
+        "model",
+        f"{about['model']}, {selected:,} parameters{rest}, {about['dtype']} on {about['device']}",
+    )
+    facts.add_row("data", _data(about, origin))
+    facts.add_row(
+        "loss",
+        f"{about['loss']}: {result.loss:.6g} over {about['loss_terms']:,.10g} terms, gradient norm "
+        f"{number(result.gradient_norm, 3)}",
+    )
+    same = (
+        "two products agree to the last bit"
+        if result.repeatable == 0
+        else f"two products agree to {result.repeatable:.0e}"
+    )
+    facts.add_row("repeatable", same)
+    facts.add_row("products", f"{result.engine}: {result.why}")
+    screen.print(facts)
+    screen.print()
+    screen.print(_blocks(result))
+    if result.special:
+        screen.print()
+        special = _grid()
+        for i, (phrase, total, names) in enumerate(result.special):
+            more = f" … ({total} in all)" if total > len(names) else ""
+            label = "special" if i == 0 else ""
+            special.add_row(label, _escaped(f"{phrase}: {', '.join(names)}{more}"))
+        screen.print(special)
+    screen.print()
+    screen.print(_forecasts(result))
+    screen.print()
+    _show_opinion(screen, result)
+
+
+def _grid() -> "Table":
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _escaped(text: object) -> str:
+    from rich.markup import escape
+
+    return escape(str(text))
+
+
+def _data(about: dict[str, Any], origin: dict[str, Any]) -> str:
+    from landscape.numerals import count
+
+    tensors = ", ".join(
+        f"{name} {tuple(tensor['shape']) or ''} {tensor['dtype']}".replace("  ", " ")
+        for name, tensor in about["tensors"].items()
+    )
+    classes = f", {about['classes']} classes" if about["classes"] else ""
+    return (
+        f"{origin.get('data', 'given in Python')}: {about['samples']:,} samples in "
+        f"{count(about['batches'], 'batch', 'batches')}, a row of {tensors}{classes}; fingerprint {about['data_fingerprint'][:12]}"
+    )
+
+
+def _table(*columns: str) -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    return table
+
+
+def _blocks(result: "Check") -> "Table":
+    total = sum(block.parameters for block in result.blocks)
+    table = _table("block", "kind", "tensors", "parameters", "share", "left out")
+    table.columns[1].justify = "left"
+    for block in result.blocks:
+        table.add_row(
+            _escaped(block.name or "(the model itself)"),
+            "" if block.kind == "Module" else block.kind,  # programs do not keep their classes
+            f"{block.tensors}",
+            f"{block.parameters:,}",
+            f"{100 * block.parameters / total:.1f} %",
+            f"{block.left_out:,}" if block.left_out else "",
+        )
+    return table
+
+
+def _forecasts(result: "Check") -> "Table":
+    from landscape.numerals import duration, memory
+
+    table = _table("command on this machine", "products", "time", "peak memory", "")
+    for row in result.forecasts:
+        few, many = row.products
+        short, long = map(duration, row.seconds)
+        table.add_row(
+            f"landscape {row.command}",
+            f"{few:,} to {many:,}" if few != many else f"{few:,}",
+            f"{short} to {long}" if short != long else short,
+            memory(row.peak_bytes),
+            "" if row.fits else "[red]more than is free[/red]",
+        )
+    return table
+
+
+def _show_opinion(screen: "Console", result: "Check") -> None:
+    from landscape.analyses.second_opinion import CONVERGED
+    from landscape.numerals import number, with_error
+
+    opinion = result.opinion
+    asked = opinion is not None and opinion.unavailable is None
+    columns = ["|λ| largest", "landscape", "PyHessian", "products differ by"]
+    table = _table(*columns[: 4 if asked else 2])
+    for i, (value, residual) in enumerate(zip(result.eigenvalues, result.residuals, strict=True)):
+        row = [f"λ{i + 1}", with_error(value, residual)]
+        if opinion is not None and asked:
+            settled = opinion.residuals[i] <= CONVERGED * abs(result.eigenvalues[0])
+            note = "" if settled else " [dim](unfinished)[/dim]"
+            row += [
+                with_error(opinion.values[i], opinion.residuals[i]) + note,
+                f"{number(opinion.differences[i], 1)} of λ1",
+            ]
+        table.add_row(*row)
+    screen.print(table)
+    if opinion is None:
+        screen.print("no second opinion was asked for", style="dim")
+    elif opinion.unavailable is not None:
+        screen.print(f"no second opinion: {opinion.unavailable}", style="dim", markup=False)
+    else:
+        low, high = opinion.batch_weights
+        if low != high or low != 1:
+            screen.print(
+                f"PyHessian weights batches by samples; corrected by factors from {low:.4g} to {high:.4g}",
+                style="dim",
+            )
+    if result.failures:
+        for failure in result.failures:
+            screen.print(f"not trusted: {failure}", style="red", markup=False)
+    elif asked:
+        screen.print("both libraries agree", style="green")
