@@ -141,7 +141,10 @@ def _draw_density(axes: "Axes", picture: Picture) -> None:
     axes.set_yscale("log")
     axes.set_ylim(picture.bottom, picture.top)
     axes.set_ylabel(YLABEL)
-    axes.set_title("\n".join(picture.notes), loc="left", fontsize=6, color=GREY, parse_math=False)
+    from matplotlib import rcParams
+
+    small = rcParams["legend.fontsize"]
+    axes.set_title("\n".join(picture.notes), loc="left", fontsize=small, color=GREY, parse_math=False)
     # One axis of eigenvalues, under the marks; here a hairline shows where the density is cut.
     axes.tick_params(axis="x", which="both", bottom=False)
     axes.spines["bottom"].set(color=HAIRLINE, linewidth=0.35)

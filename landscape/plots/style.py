@@ -18,13 +18,11 @@ COLUMN = 3.25
 # Liberation Sans has the widths of Arial, so a picture has the same layout with either.
 FONTS = ("Arial", "Liberation Sans")
 
-# Keys are Any because newer matplotlib types them as a list of literals, older as str.
-SETTINGS: dict[Any, Any] = {
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.hspace": 0.0,
-    "figure.constrained_layout.h_pad": 0.03,
-    "figure.dpi": 300,
-    "savefig.dpi": 300,
+# How much smaller DejaVu Sans is set, to take the room of Arial.
+NARROWER = 0.86
+
+# In points.
+TYPE: dict[Any, float] = {
     "font.size": 7,
     "axes.labelsize": 8,
     "axes.titlesize": 8,
@@ -32,6 +30,15 @@ SETTINGS: dict[Any, Any] = {
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "legend.fontsize": 6,
+}
+
+# Keys are Any because newer matplotlib types them as a list of literals, older as str.
+SETTINGS: dict[Any, Any] = {
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.hspace": 0.0,
+    "figure.constrained_layout.h_pad": 0.03,
+    "figure.dpi": 300,
+    "savefig.dpi": 300,
     "legend.frameon": False,
     "mathtext.default": "regular",
     "lines.linewidth": 0.9,
@@ -77,12 +84,16 @@ def publication(width: float = COLUMN, *, aspect: float = 0.72) -> Iterator[None
     from matplotlib import font_manager
 
     installed = set(font_manager.get_font_names())
-    # DejaVu Sans comes with matplotlib: it stands in where both are missing, and for rare glyphs.
-    family = [name for name in FONTS if name in installed][:1] + ["DejaVu Sans"]
+    # DejaVu Sans comes with matplotlib: it stands in where both are missing, and for rare glyphs. It is
+    # wider, so it is set smaller, and every text keeps its room.
+    found = [name for name in FONTS if name in installed][:1]
+    scale = 1.0 if found else NARROWER
+    sizes = {name: scale * points for name, points in TYPE.items()}
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        size = {"figure.figsize": (width, aspect * width), "font.family": family}
-        matplotlib.rcParams.update(SETTINGS | size)
+        family = {"font.family": [*found, "DejaVu Sans"]}
+        size = {"figure.figsize": (width, aspect * width)}
+        matplotlib.rcParams.update(SETTINGS | sizes | family | size)
         yield
 
 
