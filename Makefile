@@ -7,7 +7,7 @@ BIN = .venv/bin
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test,dev]"
 	touch $@
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow tables lint clean
 demo: .venv/ready  ## train a small network and measure the spectrum of its Hessian
 	mkdir -p demo
 	$(BIN)/landscape demo cnn -o demo/model.pt --force
@@ -18,6 +18,12 @@ test: .venv/ready  ## the test suite, under 8 minutes on 2 cores
 
 slow: .venv/ready  ## the long checks
 	$(BIN)/python -m pytest -q -m slow
+
+tables: .venv/ready  ## what opens and how exact it is, from the suite to docs/compatibility.md
+	$(BIN)/python -m pytest -q --tables figures/data \
+		tests/test_files.py tests/test_loading.py tests/test_data.py tests/test_security.py \
+		tests/test_module_kinds.py
+	$(BIN)/python figures/compatibility.py
 
 lint: .venv/ready  ## lint, format check, type check
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from landscape.demos.models import gpt, regression
 from landscape.loading.data import read_data
 from landscape.loading.weights import find_weights, fit
 
+Record = Callable[..., None]
 FACTORY = "landscape.demos.models:regression"
 
 
@@ -201,7 +203,7 @@ def _sentences() -> dict[str, torch.Tensor]:
     }
 
 
-def test_a_hugging_face_folder_opens_without_flags(bert: Path) -> None:
+def test_a_hugging_face_folder_opens_without_flags(bert: Path, record: Record) -> None:
     import transformers
 
     data = _sentences()
@@ -211,6 +213,7 @@ def test_a_hugging_face_folder_opens_without_flags(bert: Path) -> None:
         expected = model(**data).loss.item()
     assert problem.loss() == pytest.approx(expected, rel=1e-5)
     ls.Hessian(problem) @ torch.randn(problem.size)
+    record("files", kind="Hugging Face folder", outcome="opens", said=[])
 
 
 @pytest.mark.parametrize(
@@ -225,12 +228,14 @@ def test_a_hugging_face_folder_opens_without_flags(bert: Path) -> None:
     ],
 )
 def test_a_folder_whose_description_is_wrong_is_refused(
-    bert: Path, change: dict[str, object], sentence: str
+    bert: Path, change: dict[str, object], sentence: str, record: Record
 ) -> None:
     file = bert / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(ls.InputError, match=re.escape(sentence)):
+    with pytest.raises(ls.InputError, match=re.escape(sentence)) as error:
         ls.load_problem(bert, data=_sentences())
+    said = [str(error.value).replace(f"{bert}/", "")]
+    record("files", kind=f"Hugging Face folder with {change}", outcome="refused", said=said)
 
 
 def test_kernels_named_by_a_folder_are_not_fetched(bert: Path) -> None:
@@ -241,7 +246,7 @@ def test_kernels_named_by_a_folder_are_not_fetched(bert: Path) -> None:
     assert problem.model.config._attn_implementation == "eager"
 
 
-def test_a_real_lightning_checkpoint_finds_its_model(tmp_path: Path) -> None:
+def test_a_real_lightning_checkpoint_finds_its_model(tmp_path: Path, record: Record) -> None:
     """Written by the Trainer: its layout, its callbacks' states, and hyperparameters of other classes."""
     L = pytest.importorskip("lightning", reason="the extra [lightning] is not installed")
 
@@ -280,3 +285,4 @@ def test_a_real_lightning_checkpoint_finds_its_model(tmp_path: Path) -> None:
     )
     expected = nn.functional.mse_loss(module.net(data.tensors[0]), data.tensors[1]).item()
     assert problem.loss() == pytest.approx(expected, rel=1e-5)
+    record("files", kind="Lightning checkpoint of the Trainer", outcome="opens", said=[])

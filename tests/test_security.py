@@ -25,7 +25,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pat
     """A folder that is current and importable, and the witness that must not appear."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield tmp_path, tmp_path / "witness"
+    yield tmp_path, Path("witness")  # relative, so that sentences show the payload and no path
     sys.modules.pop("evil_module", None)
 
 

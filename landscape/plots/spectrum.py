@@ -144,7 +144,9 @@ def _draw_density(axes: "Axes", picture: Picture) -> None:
     from matplotlib import rcParams
 
     small = rcParams["legend.fontsize"]
-    axes.set_title("\n".join(picture.notes), loc="left", fontsize=small, color=GREY, parse_math=False)
+    axes.set_title(
+        "\n".join(picture.notes), loc="left", fontsize=small, color=GREY, parse_math=False
+    )
     # One axis of eigenvalues, under the marks; here a hairline shows where the density is cut.
     axes.tick_params(axis="x", which="both", bottom=False)
     axes.spines["bottom"].set(color=HAIRLINE, linewidth=0.35)
