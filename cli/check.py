@@ -47,6 +47,15 @@ def check(
             rich_help_panel=CURVATURE,
         ),
     ] = 12,
+    budget: Annotated[
+        float,
+        typer.Option(
+            "--budget",
+            metavar="SECONDS",
+            help="Time for the comparison, roughly; a slow model is compared on fewer samples.",
+            rich_help_panel=CURVATURE,
+        ),
+    ] = 60.0,
     json_file: options.Json = None,
 ) -> None:
     """What a model file is, what of it is measured, at what cost, and a second opinion.
@@ -78,6 +87,7 @@ def check(
             top=min(top, problem.size) if top >= 1 else top,
             opinion=opinion,
             iterations=iterations,
+            budget=budget,
             seed=about.seed,
             progress=progress,
             command=shlex.join(["landscape", *sys.argv[1:]]),
@@ -226,6 +236,12 @@ def _show_opinion(screen: "Console", result: "Check") -> None:
             ]
         table.add_row(*row)
     screen.print(table)
+    if result.compared_samples < result.problem["samples"]:
+        screen.print(
+            f"compared on the first {result.compared_samples:,} samples only, to take about as long as "
+            "--budget says",
+            style="dim",
+        )
     if opinion is None:
         screen.print("no second opinion was asked for", style="dim")
     elif opinion.unavailable is not None:

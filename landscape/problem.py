@@ -156,6 +156,25 @@ class Problem:
         other._kept = None
         return other
 
+    def part(self, rows: int) -> "Problem":
+        """The same problem on its first samples only: whole batches, or the beginning of the first.
+
+        Args:
+            rows: number of samples, at most; what the first batch is cut to if it has more.
+        """
+        kept: list[Any] = []
+        for batch in self.batches():
+            room = rows - sum(map(batches.row_count, kept))
+            if batches.row_count(batch) > room:
+                kept += [] if kept else [batches.take_rows(batch, 0, room)]
+                break
+            kept.append(batch)
+        other = copy.copy(self)
+        other.data, other._kept, other._gradient_seconds, other._used = kept, None, None, None
+        other.graphs_checked = Counter()
+        other._survey()
+        return other
+
     def supervised(self) -> Objective:
         """The loss apart from the model.
 

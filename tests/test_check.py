@@ -168,3 +168,21 @@ def test_check_on_the_command_line(run: Run, tiny_archive: Path) -> None:
     pure = run("check", tiny_archive, "--json", "-", "--no-second-opinion")
     assert json.loads(pure.stdout)["schema"] == "landscape/check/1"
     assert "no second opinion was asked for" in pure.stderr
+
+
+def test_a_slow_problem_is_compared_on_its_first_samples() -> None:
+    result = check(_problem(), budget=1e-9, iterations=3)
+    assert result.compared_samples == 16 and result.problem["samples"] == 70
+    assert not result.failures
+    source = torch.Generator().manual_seed(1)
+    x = torch.randn(70, 5, generator=source)
+    y = torch.randint(0, 3, (70,), generator=source)
+    few = ls.Hessian(ls.Problem(_net(), "cross_entropy", (x[:16], y[:16])))
+    truth = torch.linalg.eigvalsh(few.dense())
+    assert max(map(abs, result.eigenvalues)) == pytest.approx(float(truth.abs().max()), rel=1e-4)
+
+
+def test_a_part_of_a_problem_is_whole_batches_or_the_beginning_of_the_first() -> None:
+    problem = _problem()  # batches of 32, 32 and 6
+    assert [problem.part(rows).samples for rows in (7, 32, 50, 64, 1000)] == [7, 32, 32, 64, 70]
+    assert problem.samples == 70 and problem.part(7).loss() != problem.loss()

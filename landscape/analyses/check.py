@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from landscape.analyses.forecast import Forecast, forecast
+from landscape.analyses.forecast import Forecast, forecast, product_seconds
 from landscape.analyses.second_opinion import SecondOpinion, second_opinion
 from landscape.errors import InputError
 from landscape.estimators.lanczos import Eigenpairs, extreme_eigenpairs
@@ -19,6 +19,9 @@ from landscape.results import Cost, Meter, provenance
 SCHEMA = "landscape/check/1"
 Phase = Literal["eigenvalues", "PyHessian"]
 BLOCKS = 24  # rows of the table of blocks; more are cut down to their parents
+
+PRODUCTS = 50  # that a search for a few eigenvalues takes, about
+LEAST_SAMPLES = 16  # to compare on
 
 ENGINE = "double backward"
 WHY = (
@@ -56,6 +59,7 @@ class Check:
         special: (phrase, number of modules, some of their names) for modules treated in a special way.
         engine, why: how products are computed, and the reason.
         forecasts: the cost of the commands on this machine.
+        compared_samples: how many of the samples the eigenvalues are of.
         eigenvalues, residuals: of largest magnitude, ours.
         opinion: what PyHessian says about them; None if it was not asked.
         failures: in words, what could not be trusted.
@@ -72,6 +76,7 @@ class Check:
     engine: str
     why: str
     forecasts: list[Forecast]
+    compared_samples: int
     eigenvalues: list[float]
     residuals: list[float]
     opinion: SecondOpinion | None
@@ -90,6 +95,7 @@ def check(
     top: int = 3,
     opinion: bool = True,
     iterations: int = 12,
+    budget: float = 60.0,
     seed: int = 0,
     progress: Callable[[Phase, int, int], None] | None = None,
     command: str | None = None,
@@ -101,6 +107,8 @@ def check(
         top: number of eigenvalues of largest magnitude to compare with PyHessian's.
         opinion: whether to ask PyHessian at all.
         iterations: of its power iteration, per eigenvalue.
+        budget: seconds that the comparison may take, roughly; on a slow problem the eigenvalues are those
+            of its first samples only.
         seed: of all vectors.
         progress: called with (phase, products done, products at most).
         command: the command line, for provenance.
@@ -115,8 +123,13 @@ def check(
     meter = Meter(H)
     loss, gradient_norm = problem.loss(), float(problem.gradient().double().norm())
     repeatable, symmetry = _consistency(H, seed)
+    vector = torch.ones(problem.size, 1, dtype=problem.dtype, device=problem.device)
+    needed = product_seconds(H, vector) * (PRODUCTS + 1.5 * (iterations + 2) * top * opinion)
+    compared = problem
+    if needed > budget:
+        compared = problem.part(max(LEAST_SAMPLES, int(problem.samples * budget / needed)))
     pairs = extreme_eigenpairs(
-        H,
+        Hessian(compared),
         [("magnitude", top)],
         tolerance=1e-3,
         seed=seed,
@@ -127,7 +140,7 @@ def check(
     said = None
     if opinion:
         said = second_opinion(
-            problem,
+            compared,
             pairs,
             iterations=iterations,
             seed=seed,
@@ -148,6 +161,7 @@ def check(
         engine=ENGINE,
         why=WHY.format(symmetry=max(symmetry, eps)),
         forecasts=forecast(problem),
+        compared_samples=compared.samples,
         eigenvalues=pairs.values.tolist(),
         residuals=pairs.residuals.tolist(),
         opinion=said,
