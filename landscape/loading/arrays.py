@@ -3,7 +3,7 @@
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from landscape.batches import TARGET_KEYS
 from landscape.errors import InputError
+from landscape.loading import Say
 from landscape.loading.container import require_honest_zip
 
 Arrays = tuple[Tensor, ...] | dict[str, Tensor]
-Say = Callable[[str], None]
 
 # Names that people give to inputs and targets; the first pair found is taken.
 _PAIRS = (

@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from landscape.errors import InputError
+from landscape.loading import Say
 from landscape.numerals import count
-
-Say = Callable[[str], None]
 
 TARGET_COLUMNS = ("target", "label", "labels", "y", "class")
 MISSING = {"", "na", "n/a", "nan", "null", "none", "?", "-nan", "#n/a", "<na>"}

@@ -2,13 +2,13 @@
 
 import difflib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from landscape.batches import as_batches
 from landscape.demos.data import DATASETS, load_data
 from landscape.errors import InputError
+from landscape.loading import Say, silent
 from landscape.loading.arrays import read_npz, read_safetensors, read_torch
 from landscape.loading.data_kinds import WORDS, kind_of
 from landscape.loading.images import find_images, read_images
@@ -17,8 +17,6 @@ from landscape.loading.parquet import read_parquet
 from landscape.loading.subset import choose, require_positive, take
 from landscape.loading.tables import read_delimited
 from landscape.loading.text import read_text
-
-Say = Callable[[str], None]
 
 # A name that ends like this is a file, whether it is there or not.
 _ENDINGS = (".npz", ".npy", ".pt", ".pth", ".safetensors", ".csv", ".tsv", ".parquet", ".txt")
@@ -32,7 +30,7 @@ def read_data(
     context: int | None = None,
     limit: int | None = None,
     seed: int = 0,
-    say: Say = lambda sentence: None,
+    say: Say = silent,
 ) -> Any:
     """Data for a `Problem` from what a person typed. Nothing in a file is ever run.
 

@@ -1,7 +1,7 @@
 """A folder of images: one sub-folder per class, every picture of one size and one mode."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from landscape.errors import InputError
-
-Say = Callable[[str], None]
+from landscape.loading import Say
 
 ENDINGS = (
     ".png",

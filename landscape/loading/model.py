@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from landscape.demos import DEMOS
 from landscape.errors import InputError
+from landscape.loading import Say, silent
 from landscape.loading.folder import build_from_folder, folder_weights, require_modest
 from landscape.loading.kinds import WORDS, Kind, sniff
 from landscape.loading.names import call, current_folder
@@ -53,7 +54,7 @@ def open_model(
     model_args: Mapping[str, Any] | None = None,
     weights: str | None = None,
     trust_pickle: bool = False,
-    say: Callable[[str], None] = lambda sentence: None,
+    say: Say = silent,
 ) -> Opened:
     """Open a model file of any known kind.
 
@@ -69,59 +70,52 @@ def open_model(
         InputError: the file is damaged, of an unknown kind, or would run code; the weights do not fit.
     """
     kind = sniff(path)
-    words = WORDS[kind]
-    if kind in ("torchscript", "program"):
-        if model is not None:
-            raise InputError(
-                f"{str(path)!r} is a {words} and brings its own model: leave --model away"
-            )
-        if kind == "torchscript":
-            return Opened(_trainable(load_torchscript(path, trust=trust_pickle), say), words)
-        program = load_program(path, str(path), trust=trust_pickle)
-        return Opened(_trainable(program.module, say), words, program=program)
     build = _Builder(model, dict(model_args or {}), say)
+    if kind in ("torchscript", "program"):
+        return _open_program(path, kind, build, trust_pickle, say)
     if kind == "folder":
         file = folder_weights(path)
         module = build() if model is not None else _seeded(lambda: build_from_folder(path))
         content = read_weights(file, sniff(file))
         fit(module, find_weights(content, file, weights, say), file, say)
-        return Opened(module, words)
+        return Opened(module, WORDS[kind])
     if kind == "pickle" or (trust_pickle and kind in ("saved", "legacy-saved")):
         content = _unpickled(path, kind, trust_pickle)
     else:
         content = read_weights(path, kind)
     if isinstance(content, Mapping) and content.get("format") == ARCHIVE:
         return _open_archive(path, content, build, trust_pickle, say)
-    whole = _module_in(content)
+    whole = _module_in(content)  # only where the pickle was run
     if whole is not None and model is None:
         return Opened(whole, f"pickled {type(whole).__name__}")
-    if isinstance(whole, nn.Module):
+    if whole is not None:
         content = whole.state_dict()
     if model is None:
-        if isinstance(content, Inert) or not isinstance(content, Mapping):
-            what = (
-                "a pickled object" if isinstance(content, Inert) else f"a {type(content).__name__}"
-            )
-            if isinstance(content, Inert):
-                raise pickle_refusal(path, f"is {what}")
-            raise InputError(
-                f"{str(path)!r} holds {what}, not weights, a model or a problem archive"
-            )
-        find_weights(content, path, weights, say)  # what is missing may be more than a model
-        raise InputError(
-            f"{str(path)!r} holds weights without a model: say --model package.module:factory"
-        )
+        raise _no_model(path, content, weights, say)
     module = build()
     fit(module, find_weights(content, path, weights, say), path, say)
-    return Opened(module, f"{words} holding weights" if kind != "index" else words)
+    return Opened(module, f"{WORDS[kind]} holding weights" if kind != "index" else WORDS[kind])
+
+
+def _no_model(path: Path, content: Any, weights: str | None, say: Say) -> InputError:
+    """The sentence for a file that opens only with a model."""
+    if isinstance(content, Inert):
+        return pickle_refusal(path, "is a pickled object")
+    if not isinstance(content, Mapping):
+        what = type(content).__name__
+        return InputError(
+            f"{str(path)!r} holds a {what}, not weights, a model or a problem archive"
+        )
+    find_weights(content, path, weights, say)  # what is missing may be more than a model
+    return InputError(
+        f"{str(path)!r} holds weights without a model: say --model package.module:factory"
+    )
 
 
 class _Builder:
     """Builds the model that the user named, once it is needed."""
 
-    def __init__(
-        self, model: str | nn.Module | None, arguments: dict[str, Any], say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, model: str | nn.Module | None, arguments: dict[str, Any], say: Say) -> None:
         self.model, self.arguments, self.say = model, arguments, say
 
     def __call__(
@@ -133,11 +127,23 @@ class _Builder:
         name = self.model or own
         assert name is not None
         given = self.arguments if self.model else {**(arguments or {}), **self.arguments}
-        say = self.say if self.model else (lambda sentence: None)
+        say = self.say if self.model else silent
         module = call(name, say=say, **given)
         if not isinstance(module, nn.Module):
             raise InputError(f"{name!r} returned a {type(module).__name__}, not a torch.nn.Module")
         return module
+
+
+def _open_program(path: Path, kind: Kind, build: _Builder, trust: bool, say: Say) -> Opened:
+    """A file that brings its own model."""
+    if build.model is not None:
+        raise InputError(
+            f"{str(path)!r} is a {WORDS[kind]} and brings its own model: leave --model away"
+        )
+    if kind == "torchscript":
+        return Opened(_trainable(load_torchscript(path, trust=trust), say), WORDS[kind])
+    program = load_program(path, str(path), trust=trust)
+    return Opened(_trainable(program.module, say), WORDS[kind], program=program)
 
 
 def _open_archive(
@@ -145,7 +151,7 @@ def _open_archive(
     content: Mapping[str, Any],
     build: _Builder,
     trust: bool,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Opened:
     if "program" in content and build.model is None:
         stored = content["program"]
@@ -208,7 +214,7 @@ def _seeded(build: Callable[[], nn.Module]) -> nn.Module:
         return build()
 
 
-def _trainable(module: nn.Module, say: Callable[[str], None]) -> nn.Module:
+def _trainable(module: nn.Module, say: Say) -> nn.Module:
     """A program whose weights were all frozen when it was saved: they are what is to be studied."""
     parameters = [p for p in module.parameters() if p.is_floating_point()]
     if parameters and not any(p.requires_grad for p in parameters):

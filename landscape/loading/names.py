@@ -10,14 +10,11 @@ from types import ModuleType
 from typing import Any
 
 from landscape.errors import InputError, LandscapeError
+from landscape.loading import Say, silent
 from landscape.undisturbed import preserved_randomness
 
 
-def _silent(sentence: str) -> None:
-    """Tell nobody."""
-
-
-def import_callable(name: str, *, say: Callable[[str], None] = _silent) -> Callable[..., Any]:
+def import_callable(name: str, *, say: Say = silent) -> Callable[..., Any]:
     """The callable that `package.module:callable` names, from the current folder or the environment.
 
     Args:
@@ -49,7 +46,7 @@ def import_callable(name: str, *, say: Callable[[str], None] = _silent) -> Calla
     return found  # type: ignore[no-any-return]
 
 
-def call(name: str, *, say: Callable[[str], None] = _silent, **arguments: Any) -> Any:
+def call(name: str, *, say: Say = silent, **arguments: Any) -> Any:
     """Import a callable of the user's and call it; the random state of the process is left alone.
 
     Args:

@@ -2,7 +2,6 @@
 
 import importlib
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import InputError
+from landscape.loading import Say
 from landscape.loading.columns import (
     float32,
     not_numeric,
@@ -22,8 +22,6 @@ from landscape.loading.columns import (
 )
 from landscape.memory import available_bytes
 from landscape.numerals import memory
-
-Say = Callable[[str], None]
 
 _BATCH = 2**22  # values read at a time
 

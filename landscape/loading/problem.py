@@ -1,6 +1,6 @@
 """`model.pt` and a few names become a live `Problem`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from landscape.batches import DEFAULT_BATCH_SIZE
 from landscape.demos.data import DATASETS
 from landscape.errors import InputError
+from landscape.loading import Say, silent
 from landscape.loading.data import read_data
 from landscape.loading.data_kinds import kind_of
 from landscape.loading.glance import infer_loss
@@ -41,7 +42,7 @@ def load_problem(
     dtype: torch.dtype | None = None,
     seed: int = 0,
     trust_pickle: bool = False,
-    say: Callable[[str], None] = lambda sentence: None,
+    say: Say = silent,
 ) -> Problem:
     """Open a model file of any kind as a problem.
 
@@ -162,9 +163,7 @@ def _saved_tensors(saved: Mapping[str, Any], path: Path) -> tuple[Tensor, ...]:
     return tuple(tensors)
 
 
-def _check_statistics(
-    program: Program, wanted: NormStats | None, path: Path, say: Callable[[str], None]
-) -> None:
+def _check_statistics(program: Program, wanted: NormStats | None, path: Path, say: Say) -> None:
     """Refuse to change what is part of a program."""
     fixed = {("batch" if batch else "running") for batch in program.batch_norms}
     if wanted is not None and fixed and fixed != {wanted}:
@@ -176,9 +175,7 @@ def _check_statistics(
         say(f"the program's batch normalisation uses {' and '.join(sorted(fixed))} statistics")
 
 
-def _rows_per_batch(
-    program: Program, samples: Any, wanted: int | None, say: Callable[[str], None]
-) -> int | None:
+def _rows_per_batch(program: Program, samples: Any, wanted: int | None, say: Say) -> int | None:
     """A batch size that the program takes, for every batch including the last."""
     tensors = list(samples.values()) if isinstance(samples, Mapping) else list(samples)
     rows = len(tensors[0])

@@ -3,7 +3,7 @@
 import csv
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import InputError
+from landscape.loading import Say
 from landscape.loading.columns import (
     MISSING,
     float32,
@@ -24,8 +25,6 @@ from landscape.loading.columns import (
     targets_of,
 )
 from landscape.numerals import count
-
-Say = Callable[[str], None]
 
 MOST_COLUMNS = 20_000
 _CHUNK = 2**18  # values turned into an array at a time

@@ -1,7 +1,6 @@
 """A text: which tokens is it made of, and into which windows is it cut?"""
 
 import importlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ from torch import Tensor
 
 from landscape.demos.data import VOCABULARY
 from landscape.errors import InputError
+from landscape.loading import Say
 from landscape.numerals import count, memory
-
-Say = Callable[[str], None]
 
 DEFAULT_CONTEXT = 64
 MOST_BYTES = 64 * 10**6  # of text; a million windows are more than any curvature needs

@@ -3,7 +3,7 @@
 import difflib
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.errors import InputError
+from landscape.loading import Say, silent
 from landscape.loading.container import require_honest_zip
 from landscape.loading.kinds import Kind, read_json, sniff
 
@@ -20,7 +21,6 @@ _PLACES = (
     *("weights", "params", "generator", "ema_state_dict", "model_ema", "state_dict_ema", "ema"),
 )
 _IGNORED = ("num_batches_tracked", "position_ids")  # no weights; absent from older files
-Say = Callable[[str], None]
 
 
 class Inert:
@@ -104,7 +104,7 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
         kind = sniff(file)
         if kind not in ("saved", "legacy-saved", "safetensors"):
             raise InputError(f"{str(file)!r} holds no weights")
-        weights |= find_weights(read_weights(file, kind), file, None, lambda sentence: None)
+        weights |= find_weights(read_weights(file, kind), file, None, silent)
     missing = [name for name in index if name not in weights]
     if missing:
         raise InputError(f"{str(path)!r} promises {missing[0]!r}, which no file holds")
