@@ -15,8 +15,10 @@ import landscape as ls
 OPENS = {
     "pickle deep in a checkpoint": "an object of an unknown class is kept as an inert one",
     "pickle in a problem archive": "an object of an unknown class is kept as an inert one",
-    "program: sample inputs": "replaced by nothing",
-    "program: guard that is code": "left out",
+    "program: sample inputs": "never looked at",
+    "program: guard that is code": "never looked at",
+    "program: name of an argument that is code": "a name is only a name",
+    "program: name of a node that is code": "a name is only a name",
 }
 
 

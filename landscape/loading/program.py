@@ -1,15 +1,12 @@
-"""Exported programs (`.pt2`): read as data, checked member by member, rebuilt, and only then loaded.
+"""Exported programs (`.pt2`): read as data and run by `landscape.loading.graph`, never by their loader.
 
-`torch.export.load` trusts its file: it unpickles sample inputs and whatever says `use_pickle`, imports
-modules that the structure of the inputs names, evaluates guards and expressions of sizes, writes names
-of arguments into source code that it runs, and calls any operator, those that write files too. So
-nothing of a file reaches it here but members of known kind, and a program description in which every
-string has been held against a rule; what has no rule is refused.
-
-This protects against code in a file. It is no sandbox against bugs in torch's own kernels.
+`torch.export.load` trusts its file. It unpickles sample inputs and whatever says `use_pickle`, imports
+modules that the structure of the inputs names, evaluates guards and expressions of sizes, and writes names
+from the file into Python source that it runs. Here only two kinds of members are looked at: plain numbers,
+and the description of the program, whose operators are looked up among torch's own. This protects against
+code in a file; it is no sandbox against bugs in torch's kernels.
 """
 
-import ast
 import contextlib
 import io
 import json
@@ -18,48 +15,44 @@ import math
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from landscape.errors import InputError
 from landscape.loading.container import require_honest_zip
+from landscape.loading.graph import DTYPES, Refused, constant_of, only, read_graph
 
+_PROGRAM = "models/model.json"
 _WEIGHTS, _CONSTANTS = "data/weights/", "data/constants/"
-_CONFIGS = (f"{_WEIGHTS}model_weights_config.json", f"{_CONSTANTS}model_constants_config.json")
-_PROGRAM, _SAMPLES = "models/model.json", "data/sample_inputs/model.pt"
-# Copied as they are; every other member is refused, but for what is dropped.
-_PLAIN = re.compile(
-    r"archive_format|archive_version|byteorder|\.data/version|\.format_version|\.storage_alignment"
-    r"|data/weights/weight_\d+|data/constants/tensor_\d+"
-)
-_DROPPED = re.compile(r"extra/.*|\.data/serialization_id")
-_ELEMENT_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 2, 7: 4, 8: 8, 9: 4, 10: 8, 11: 16, 12: 1, 13: 2}
-
-_NAME = re.compile(r"[A-Za-z0-9_.]*", re.ASCII)
-# Text given to an operator, such as "bij,bjk->bik": nothing that could end a string of Python.
-_TEXT = re.compile(r"[A-Za-z0-9_ .,;:<>=+*/()\[\]-]*", re.ASCII)
-_FILE_OPERATORS = {"from_file", "save"}
-_HIGHER_ORDER = {"wrap_with_set_grad_enabled", "wrap_with_autocast", "cond", "invoke_subgraph"}
-_PLAIN_FUNCTIONS = re.compile(
-    r"_operator\.(add|sub|mul|neg|floordiv|truediv|mod|pow|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem|pos)"
-    r"|math\.(ceil|floor|trunc|sqrt)|torch\.sym_(int|float|max|min|not|sqrt|ite|sum)"
+_CONFIGS = {
+    _WEIGHTS: f"{_WEIGHTS}model_weights_config.json",
+    _CONSTANTS: f"{_CONSTANTS}model_constants_config.json",
+}
+# Members that a program may have; those that are not read need not be refused, but say what they are.
+_KNOWN = re.compile(
+    r"archive_format|archive_version|byteorder|\.data/\w+|\.format_version|\.storage_alignment|extra/.*"
+    r"|data/weights/(weight_\d+|model_weights_config\.json)"
+    r"|data/constants/(tensor_\d+|model_constants_config\.json)"
+    r"|models/model\.json|data/sample_inputs/model\.pt"
 )
 # The kinds of container that inputs and outputs may be made of.
-_CONTAINERS = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
-_SHAPE_FUNCTIONS = {
-    *("FloorDiv", "ModularIndexing", "Where", "PythonMod", "Mod", "CleanDiv", "CeilToInt"),
-    *("FloorToInt", "CeilDiv", "FloatTrueDiv", "IntTrueDiv", "TruncToFloat", "TruncToInt"),
-    *("RoundToInt", "ToFloat", "Identity", "IsNonOverlappingAndDenseIndicator"),
-    *("Max", "Min", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "Integer"),
-    *("Add", "Mul"),
+_CONTAINERS = {
+    "builtins.tuple": tuple,
+    "builtins.list": list,
+    "builtins.dict": dict,
+    "collections.OrderedDict": dict,
 }
-_ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod)
-_SYMBOL = re.compile(r"[su]\d+", re.ASCII)
+_SIZE_WORD = re.compile(
+    r"[su]\d+|Symbol|positive|nonnegative|integer|True|False|Mod|PythonMod|FloorDiv|CleanDiv|CeilDiv"
+    r"|ModularIndexing|(Ceil|Floor|Trunc|Round)ToInt|ToFloat|TruncToFloat|(Int|Float)TrueDiv|Where|Max|Min"
+    r"|Identity|IsNonOverlappingAndDenseIndicator|Eq|Ne|Lt|Le|Gt|Ge|(Strict)?(Greater|Less)Than|Equality|Unequality|And|Or|Not|Integer|Add|Mul|Pow|floor"
+)
+_SYMBOL = re.compile(r"(?:Symbol\('(\w+)'.*\)|(\w+))", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -78,36 +71,43 @@ def load_program(path: Path | bytes, name: str, *, trust: bool = False) -> Progr
     Args:
         path: the file or its content; read once.
         name: what to call it in messages.
-        trust: load the file as it is, pickles included.
+        trust: load the file as torch does, code included.
 
     Raises:
-        InputError: a member could run code or is of unknown kind, or torch cannot load what remains.
+        InputError: a member could run code or is of unknown kind, or the program needs more than torch's
+            own operators.
     """
     require_honest_zip(path, stored=True, name=name)
     content = path.read_bytes() if isinstance(path, Path) else path
     members = _members(content, name)
-    description = _description(members, name)
-    if not trust:
-        content = _rebuilt(members, description, name)
+    if trust:
+        module = _load_as_torch_does(content, name)
     try:
-        with _quiet():
-            module = torch.export.load(io.BytesIO(content)).module()
-    except Exception as error:  # torch.export raises a large family
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"the program in {name!r} cannot be loaded: {reason}") from error
-    fewest, most = _rows(description)
-    return Program(module, fewest, most, _batch_norms(description))
+        description = _json(members, _PROGRAM)
+        if not trust:
+            module = _module(members, description)
+        return Program(module, *_rows(description), _batch_norms(description))
+    except RecursionError as error:
+        raise InputError(f"the program in {name!r} is nested too deeply to be one") from error
+    except (Refused, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        reason = str(error) if isinstance(error, Refused) else f"it is damaged: {error!r}"
+        raise InputError(
+            f"the program in {name!r} is not opened: {reason.splitlines()[0]}; if you trust the file, say "
+            "--trust-pickle (trust_pickle=True)"
+        ) from error
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch logs of its own attempts: traces of errors that are reported in a sentence."""
+def _load_as_torch_does(content: bytes, name: str) -> nn.Module:
     level = logging.root.manager.disable
+    # torch logs the traces of its own attempts; an error is reported in a sentence.
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield
+            return torch.export.load(io.BytesIO(content)).module()
+    except Exception as error:  # torch.export raises a large family
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"the program in {name!r} cannot be loaded: {reason}") from error
     finally:
         logging.disable(level)
 
@@ -121,254 +121,298 @@ def _members(content: bytes, name: str) -> dict[str, bytes]:
         return {entry.partition("/")[2]: archive.read(entry) for entry in archive.namelist()}
 
 
-def _description(members: dict[str, bytes], name: str) -> dict[str, Any]:
-    if _PROGRAM not in members:
-        found = [member for member in members if member.startswith("models/")]
-        raise InputError(
-            f"{name!r} holds no program {_PROGRAM!r} (found {', '.join(found) or 'none'}): save it with "
-            "torch.export.save"
-        )
-    return _json(members[_PROGRAM], _PROGRAM, name)
-
-
-def _json(content: bytes, member: str, name: str) -> dict[str, Any]:
+def _json(members: dict[str, bytes], member: str) -> dict[str, Any]:
+    if member not in members:
+        found = ", ".join(sorted(members)[:4])
+        raise Refused(f"it has no member {member!r} (but {found}): save it with torch.export.save")
     try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{member!r} of {name!r} is no readable JSON: {error}") from error
+        found = json.loads(members[member])
+    except ValueError as error:
+        raise Refused(f"the member {member!r} is no JSON ({error})") from error
     if not isinstance(found, dict):
-        raise InputError(f"{member!r} of {name!r} is no JSON object")
+        raise Refused(f"the member {member!r} is no JSON object")
     return found
 
 
-def _rebuilt(members: dict[str, bytes], description: dict[str, Any], name: str) -> bytes:
-    """The archive written anew, from the members that are data and the checked description."""
-
-    def refuse(what: str, why: str) -> InputError:
-        return InputError(
-            f"{what} in {name!r} {why}: if you trust the file, say --trust-pickle (trust_pickle=True)"
-        )
-
-    kept = {member: content for member, content in members.items() if _PLAIN.fullmatch(member)}
+def _module(members: dict[str, bytes], description: dict[str, Any]) -> "ProgramModule":
     for member in members:
-        known = member in (*_CONFIGS, _PROGRAM, _SAMPLES) or _DROPPED.fullmatch(member)
-        if member not in kept and not known:
-            raise refuse(f"the member {member!r}", "may run code when it is loaded")
-    for config in _CONFIGS:
-        payload = _json(members.get(config, b'{"config": {}}'), config, name)
-        _check_payload(payload, members, config.rpartition("/")[0] + "/", refuse)
-        kept[config] = json.dumps(payload).encode()
-    try:
-        checked = _checked(_without_extras(description), "", refuse)
-    except RecursionError as error:
-        raise refuse("the program", "is nested too deeply") from error
-    kept[_PROGRAM] = json.dumps(checked).encode()
-    kept[_SAMPLES] = b""  # torch would unpickle them, and runs as well without
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for member, content in kept.items():
-            archive.writestr(f"program/{member}", content)
-    return buffer.getvalue()
-
-
-def _check_payload(
-    payload: dict[str, Any],
-    members: dict[str, bytes],
-    folder: str,
-    refuse: Callable[[str, str], InputError],
-) -> None:
-    """Refuse a weight or constant that is not plain numbers of the declared size."""
-    entries = payload.get("config")
-    if not isinstance(entries, dict):
-        raise refuse(f"the list of {folder!r}", "is damaged")
-    for key, entry in entries.items():
-        what = f"the tensor {key!r}"
-        if not isinstance(entry, dict) or not _NAME.fullmatch(key):
-            raise refuse(what, "is not described as torch does")
-        if entry.get("use_pickle") is not False:
-            raise refuse(what, "is stored as a pickle, which can run code")
-        place = f"{folder}{entry.get('path_name')}"
-        if not _PLAIN.fullmatch(place):
-            raise refuse(what, f"lies in {place!r}, which is not plain numbers")
-        meta = entry.get("tensor_meta")
-        meta = meta if isinstance(meta, dict) else {}
-        sizes = [_fixed(size) for size in meta.get("sizes", [None])]
-        if None in sizes or place not in members or meta.get("dtype") not in _ELEMENT_BYTES:
-            raise refuse(what, "has no fixed shape, no known type, or no numbers")
-        needed = math.prod(size for size in sizes if size is not None)
-        if needed and not members[place]:
-            raise refuse(what, f"declares {needed:,} numbers and holds none")
-
-
-def _without_extras(description: dict[str, Any]) -> dict[str, Any]:
-    """The description without what a run does not need: guards are code, traces are text.
-
-    What the guards say of single sizes, torch checks anew from the shapes and ranges of the inputs.
-    """
-    return {key: value for key, value in description.items() if key != "torch_version"} | {
-        "guards_code": []
-    }
-
-
-def _checked(value: Any, key: str, refuse: Callable[[str, str], InputError]) -> Any:
-    """A copy of a part of the description in which every string obeys the rule of its key."""
-    if isinstance(value, dict):
-        found = {}
-        for inner, item in value.items():
-            if not _NAME.fullmatch(inner):
-                raise refuse(f"the name {inner[:60]!r}", "is not a plain name")
-            # The metadata of a node are stack traces and names of the modules it came from.
-            found[inner] = {} if inner == "metadata" else _checked(item, inner, refuse)
-        return found
-    if isinstance(value, list):
-        return [_checked(item, key, refuse) for item in value]
-    if not isinstance(value, str):
-        return value
-    if key in ("target", "as_operator"):
-        _check_operator(value, refuse)
-    elif key == "expr_str":
-        _check_expression(value, refuse)
-    elif key in ("in_spec", "out_spec"):
-        _check_structure(value, refuse)
-    elif key in ("as_string", "as_strings"):
-        if not _TEXT.fullmatch(value):
-            raise refuse(f"the text {value[:60]!r}", "holds more than plain characters")
-    elif not _NAME.fullmatch(value):
-        raise refuse(f"the {key or 'program'} {value[:60]!r}", "is not a plain name")
-    return value
-
-
-def _check_operator(target: str, refuse: Callable[[str, str], InputError]) -> None:
-    what = f"the operation {target[:80]!r}"
-    parts = target.split(".")
-    if _PLAIN_FUNCTIONS.fullmatch(target):
-        return
-    if target.startswith("torch.ops.higher_order.") and parts[-1] in _HIGHER_ORDER:
-        return
-    if len(parts) != 5 or parts[:3] != ["torch", "ops", "aten"]:
-        raise refuse(what, "is none of torch's own operators")
-    if parts[3].strip("_") in _FILE_OPERATORS:
-        raise refuse(what, "reads or writes files")
-    operator = getattr(getattr(torch.ops.aten, parts[3], None), parts[4], None)
-    if not isinstance(operator, torch._ops.OpOverload):
-        raise refuse(what, "is unknown to this version of torch")
-
-
-def _check_structure(text: str, refuse: Callable[[str, str], InputError]) -> None:
-    """The nesting of inputs or outputs; torch would import modules that an odd one names."""
-
-    def walk(node: Any) -> bool:
-        if not isinstance(node, dict) or node.get("type") not in _CONTAINERS:
-            return False
-        context = node.get("context")
-        keys = json.loads(context) if isinstance(context, str) else context
-        plain = keys is None or (
-            isinstance(keys, list)
-            and all(isinstance(k, (str, int)) and _NAME.fullmatch(str(k)) for k in keys)
-        )
-        children = node.get("children_spec")
-        return plain and isinstance(children, list) and all(map(walk, children))
-
-    try:
-        version, tree = json.loads(text)
-        fine = version == 1 and walk(tree)
-    except (ValueError, TypeError):
-        fine = False
-    if not fine:
-        raise refuse(
-            f"the structure {text[:60]!r} of inputs or outputs",
-            "holds more than tuples, lists and dictionaries with plain keys",
-        )
-
-
-def _check_expression(text: str, refuse: Callable[[str, str], InputError]) -> None:
-    """A size such as `2*Symbol('s0', positive=True, integer=True) + 1`, which torch evaluates."""
-    what = f"the size {text[:60]!r}"
-    try:
-        tree = ast.parse(text, mode="eval") if len(text) < 5000 else None
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        tree = None
-    if tree is None or not _is_size(tree.body):
-        raise refuse(what, "is more than arithmetic of sizes, and torch would evaluate it")
-
-
-def _is_size(node: ast.expr) -> bool:
-    if isinstance(node, ast.Constant):
-        return isinstance(node.value, int) and abs(node.value) < 2**63
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
-        # Of symbols only, and not nested: a tower of powers would never end.
-        power = node.right.value if isinstance(node.right, ast.Constant) else None
-        return type(power) is int and 0 < power <= 8 and _is_symbol(node.left)
-    if isinstance(node, ast.BinOp):
-        return isinstance(node.op, _ARITHMETIC) and _is_size(node.left) and _is_size(node.right)
-    if isinstance(node, ast.UnaryOp):
-        return isinstance(node.op, (ast.USub, ast.UAdd)) and _is_size(node.operand)
-    if isinstance(node, ast.Compare):
-        return _is_size(node.left) and all(map(_is_size, node.comparators))
-    if isinstance(node, ast.Name):
-        return bool(_SYMBOL.fullmatch(node.id))
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        if node.func.id == "Symbol":
-            return _is_symbol(node)
-        return (
-            node.func.id in _SHAPE_FUNCTIONS and not node.keywords and all(map(_is_size, node.args))
-        )
-    return False
-
-
-def _is_symbol(node: ast.expr) -> bool:
-    if isinstance(node, ast.Name):
-        return bool(_SYMBOL.fullmatch(node.id))
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
-        return False
-    name = node.args[0] if len(node.args) == 1 else None
-    return (
-        node.func.id == "Symbol"
-        and isinstance(name, ast.Constant)
-        and isinstance(name.value, str)
-        and bool(_SYMBOL.fullmatch(name.value))
-        and all(
-            keyword.arg in ("positive", "integer", "nonnegative")
-            and isinstance(keyword.value, ast.Constant)
-            and type(keyword.value.value) is bool
-            for keyword in node.keywords
-        )
+        if not _KNOWN.fullmatch(member):
+            raise Refused(f"the member {member!r} may run code when it is loaded")
+    _check_expressions(description)
+    version = description["schema_version"]["major"]
+    if version != 8:
+        raise Refused(f"it is written in version {version} of the format, not 8: export it again")
+    return ProgramModule(
+        description["graph_module"],
+        description["range_constraints"],
+        _tensors(members, _WEIGHTS) | _tensors(members, _CONSTANTS),
     )
 
 
+def _tensors(members: dict[str, bytes], folder: str) -> dict[str, Tensor]:
+    """The tensors that the list in a folder describes; tied ones are the same object."""
+    found: dict[str, Tensor] = {}
+    made: dict[str, Tensor] = {}
+    for name, entry in _json(members, _CONFIGS[folder])["config"].items():
+        what = f"the tensor {name!r}"
+        if entry["use_pickle"] is not False:
+            raise Refused(f"{what} is stored as a pickle, which can run code")
+        place, meta = f"{folder}{entry['path_name']}", entry["tensor_meta"]
+        if not re.fullmatch(r"data/(weights/weight|constants/tensor)_\d+", place):
+            raise Refused(f"{what} lies in {place!r}, which is not plain numbers")
+        sizes, strides = ([_fixed(n) for n in meta[key]] for key in ("sizes", "strides"))
+        offset, dtype = _fixed(meta["storage_offset"]), DTYPES.get(meta["dtype"])
+        if dtype is None or None in (*sizes, *strides, offset) or len(sizes) != len(strides):
+            raise Refused(f"{what} has no fixed shape or no known type")
+        key = f"{place} {sizes} {strides} {offset} {dtype}"
+        if key not in made:
+            made[key] = _tensor(what, members[place], dtype, sizes, strides, offset)
+            if entry["is_param"] and dtype.is_floating_point:
+                grad = meta["requires_grad"] is True
+                made[key] = nn.Parameter(made[key], requires_grad=grad)
+        found[name] = made[key]
+    return found
+
+
+def _tensor(
+    what: str, content: bytes, dtype: torch.dtype, sizes: Any, strides: Any, offset: Any
+) -> Tensor:
+    count = math.prod(sizes)
+    last = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) + 1
+    held = len(content) // dtype.itemsize
+    if count and (last > held or count > held):
+        raise Refused(f"{what} declares {count:,} numbers and holds {held:,}")
+    if not count:
+        return torch.empty(sizes, dtype=dtype)
+    flat = torch.frombuffer(bytearray(content), dtype=dtype, count=held)
+    return flat.as_strided(sizes, strides, offset).clone()
+
+
+class ProgramModule(nn.Module):
+    """An exported program: its graph, and its parameters and buffers under their own names.
+
+    Args:
+        description: graph, signature and structure of inputs and outputs, as `torch.export` writes them.
+        ranges: the sizes that symbols may take.
+        tensors: parameters, buffers and constants by name.
+
+    Raises:
+        Refused: something in the description is unknown here.
+    """
+
+    def __init__(
+        self, description: dict[str, Any], ranges: dict[str, Any], tensors: dict[str, Tensor]
+    ) -> None:
+        super().__init__()
+        self._graph = read_graph(description["graph"])
+        self._shapes = description["graph"]["tensor_values"]
+        self._ranges = ranges
+        signature = description["signature"]
+        self._inputs = [self._input(only(spec), tensors) for spec in signature["input_specs"]]
+        if len(self._inputs) != len(self._graph.inputs):
+            raise Refused("its inputs and its graph do not fit together")
+        kinds = [only(spec)[0] for spec in signature["output_specs"]]
+        # What it writes to buffers and inputs is of no use here: every batch begins anew.
+        self._returned = [
+            i for i, kind in enumerate(kinds) if kind in ("user_output", "loss_output")
+        ]
+        calls = {entry["fqn"]: entry["signature"] for entry in description["module_call_graph"]}
+        self._names = calls[""]["forward_arg_names"] or []
+        self._args, self._kwargs = _structure(calls[""]["in_spec"]).children
+        self._output = _structure(calls[""]["out_spec"])
+
+    def _input(self, spec: tuple[str, Any], tensors: dict[str, Tensor]) -> tuple[str, Any]:
+        """Where an input of the graph comes from: (kind, place)."""
+        kind, content = spec
+        if kind in ("parameter", "buffer", "tensor_constant"):
+            name = content[f"{kind}_name"]
+            return kind, self._keep(kind, name, tensors[name])
+        if kind == "user_input":
+            how, value = only(content["arg"])
+            if how == "as_tensor":
+                return kind, value["name"]
+            return "constant", None if how.startswith("as_sym") else constant_of(how, value)
+        if kind == "constant_input":
+            return "constant", constant_of(*only(content["value"]))
+        raise Refused(f"it takes an input of kind {kind!r}")
+
+    def _keep(self, kind: str, name: str, tensor: Tensor) -> tuple[str, str]:
+        """Store a tensor under its name in a tree of empty modules; (module, last part of the name)."""
+        owner, _, last = name.rpartition(".")
+        module: nn.Module = self
+        for part in owner.split(".") if owner else ():
+            module = module._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
+        if isinstance(tensor, nn.Parameter):
+            module._parameters[last] = tensor
+        else:
+            module._buffers[last] = tensor
+        return owner, last
+
+    def _kept(self, place: tuple[str, str]) -> Tensor:
+        owner, last = place
+        module: Any = self
+        for part in owner.split(".") if owner else ():
+            module = module._modules[part]
+        found: Tensor = (
+            module._parameters[last] if last in module._parameters else module._buffers[last]
+        )
+        return found
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given = iter(self._flat(args, kwargs))
+        values: list[Any] = []
+        symbols: dict[str, int] = {}
+        for kind, place in self._inputs:
+            if kind in ("parameter", "buffer", "tensor_constant"):
+                values.append(self._kept(place))
+                continue
+            value = next(given)
+            if kind == "user_input":
+                self._check(place, value, symbols)
+            values.append(value)
+        device = next((v.device for v in values if isinstance(v, Tensor)), torch.device("cpu"))
+        results = self._graph.run(values, device)
+        return self._output.nested(iter([results[i] for i in self._returned]))
+
+    def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The leaves of the arguments, in the order of the program's inputs."""
+        named = dict(kwargs)
+        missing = self._names[len(args) : len(self._args.children)]
+        args = (*args, *(named.pop(name) for name in missing if name in named))
+        return [*self._args.leaves(args), *self._kwargs.leaves(named)]
+
+    def _check(self, name: str, value: Any, symbols: dict[str, int]) -> None:
+        """Refuse an input of another shape than the program was exported for."""
+        if not isinstance(value, Tensor):
+            raise TypeError(f"the program's input {name!r} must be a tensor, not {value!r}")
+        sizes = self._shapes[name]["sizes"]
+        listed = [_fixed(n) or _symbol(n) for n in sizes]
+        fits = value.ndim == len(sizes)
+        for size, wanted in zip(value.shape, listed, strict=False):
+            if isinstance(wanted, str):
+                limits = self._ranges.get(wanted, {})
+                most, fewest = limits.get("max_val"), limits.get("min_val") or 0
+                fits &= size == symbols.setdefault(wanted, size)
+                fits &= (most is None or size <= most) and (fewest <= 2 or size >= fewest)
+            elif wanted is not None:
+                fits &= size == wanted
+        if not fits:
+            shown = ", ".join("any" if wanted is None else str(wanted) for wanted in listed)
+            raise ValueError(
+                f"the program was exported for {name!r} of shape ({shown}), not {tuple(value.shape)}"
+            )
+
+
+@dataclass(frozen=True)
+class _Structure:
+    """How leaves are nested in tuples, lists and dictionaries; no kind means a leaf."""
+
+    kind: type | None
+    keys: tuple[Any, ...]
+    children: tuple["_Structure", ...]
+
+    def leaves(self, value: Any) -> Iterator[Any]:
+        if self.kind is None:
+            yield value
+            return
+        kind = (tuple, list) if self.kind in (tuple, list) else (dict,)
+        fits = isinstance(value, kind) and len(value) == len(self.children)
+        if not fits or (self.kind is dict and set(value) != set(self.keys)):
+            what = f"a dictionary of {', '.join(map(str, self.keys))}" if self.keys else ""
+            what = what or f"a {self.kind.__name__} of {len(self.children)}"
+            raise ValueError(f"the program takes {what}, and was given {type(value).__name__}")
+        parts = [value[key] for key in self.keys] if self.kind is dict else value
+        for child, part in zip(self.children, parts, strict=True):
+            yield from child.leaves(part)
+
+    def nested(self, leaves: Iterator[Any]) -> Any:
+        if self.kind is None:
+            return next(leaves)
+        parts = [child.nested(leaves) for child in self.children]
+        if self.kind is dict:
+            return dict(zip(self.keys, parts, strict=True))
+        return self.kind(parts)
+
+
+def _structure(text: str) -> _Structure:
+    """The structure of inputs or outputs; torch would import modules that an odd one names."""
+
+    def read(node: Any) -> _Structure:
+        kind, context = node["type"], node["context"]
+        children = tuple(map(read, node["children_spec"]))
+        if kind is None and not children:
+            return _Structure(None, (), ())
+        keys = json.loads(context) if isinstance(context, str) else context
+        named = isinstance(keys, list) and all(type(key) in (str, int) for key in keys)
+        # Outputs of a library's own class with named fields are given as a plain dictionary.
+        container = _CONTAINERS.get(kind, dict if named else None)
+        fits = len(keys) == len(children) if container is dict and named else keys is None
+        if container is None or not fits:
+            raise Refused(
+                f"its inputs or outputs are of kind {str(kind)[:60]!r}: only tuples, lists and "
+                "dictionaries with plain keys are opened"
+            )
+        return _Structure(container, tuple(keys or ()), children)
+
+    try:
+        version, tree = json.loads(text)
+    except (ValueError, TypeError) as error:
+        raise Refused(f"the structure {str(text)[:60]!r} cannot be read") from error
+    if version != 1:
+        raise Refused(f"the structure of its inputs is written in version {version}, not 1")
+    return read(tree)
+
+
+def _check_expressions(part: Any) -> None:
+    """Refuse an expression of sizes with more in it than arithmetic; none is ever evaluated here."""
+    for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+        if key == "expr_str":
+            words = set(re.findall(r"[^\W\d]\w*", str(value)))
+            unknown = {word for word in words if not _SIZE_WORD.fullmatch(word)}
+            if unknown or not re.fullmatch(r"[\w\s'(),=+*/%<>!.-]*", str(value), re.ASCII):
+                raise Refused(f"the size {str(value)[:60]!r} is more than arithmetic of sizes")
+        elif isinstance(value, (dict, list)):
+            _check_expressions(value)
+
+
 def _fixed(size: Any) -> int | None:
+    """A size that is a number."""
     value = size.get("as_int") if isinstance(size, dict) else None
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value < 2**63 else None
+
+
+def _symbol(size: Any) -> str | None:
+    """The name of a size that is a plain symbol; expressions of symbols are not checked."""
+    expression = size.get("as_expr") if isinstance(size, dict) else None
+    found = _SYMBOL.fullmatch(str(expression["expr_str"])) if isinstance(expression, dict) else None
+    return (found[1] or found[2]) if found else None
 
 
 def _rows(description: dict[str, Any]) -> tuple[int, float]:
     """The fewest and the most rows that the program takes: the first size of its first input."""
-    try:
+    with contextlib.suppress(KeyError, IndexError, TypeError, StopIteration, AttributeError):
         module = description["graph_module"]
-        inputs = [
-            s["user_input"]["arg"] for s in module["signature"]["input_specs"] if "user_input" in s
+        specs = [
+            spec["user_input"]
+            for spec in module["signature"]["input_specs"]
+            if "user_input" in spec
         ]
-        name = next(arg["as_tensor"]["name"] for arg in inputs if "as_tensor" in arg)
+        name = next(s["arg"]["as_tensor"]["name"] for s in specs if "as_tensor" in s["arg"])
         first = module["graph"]["tensor_values"][name]["sizes"][0]
         if (rows := _fixed(first)) is not None:
             return rows, rows
-        symbol = re.fullmatch(r"Symbol\('(\w+)'.*\)|(\w+)", first["as_expr"]["expr_str"])
-        limits = (
-            description["range_constraints"][symbol.group(1) or symbol.group(2)] if symbol else {}
-        )
-        most = limits.get("max_val")
-        fewest = limits.get("min_val") or 1
+        limits = description["range_constraints"][_symbol(first)]
+        most, fewest = limits.get("max_val"), limits.get("min_val") or 1
         # torch writes 2 for "anything": it traces with sizes of two and more.
         return (fewest if fewest > 2 else 1), (math.inf if most is None else most)
-    except (KeyError, IndexError, TypeError, StopIteration):
-        return 1, math.inf
+    return 1, math.inf
 
 
 def _batch_norms(description: dict[str, Any]) -> tuple[bool, ...]:
     """For each batch normalisation of the program, whether it uses statistics of the batch."""
     found = []
-    for node in description.get("graph_module", {}).get("graph", {}).get("nodes", []):
-        if "batch_norm" in node.get("target", ""):
+    for node in description["graph_module"]["graph"]["nodes"]:
+        if "batch_norm" in node["target"]:
             flags = [i["arg"].get("as_bool") for i in node["inputs"] if i["name"] == "training"]
             found.append(bool(flags and flags[0]))
     return tuple(found)
