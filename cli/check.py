@@ -10,6 +10,7 @@ from landscape.errors import UntrustedResult
 
 from . import options
 from .options import CURVATURE
+from .output import console, one_line, require_folder, require_other
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,7 +73,6 @@ def check(
     from landscape.analyses.check import check as analyse
     from landscape.results import atomic, to_json
 
-    from .output import console, require_folder, require_other
     from .progress import phases
 
     to_stdout = str(json_file) == "-"
@@ -108,7 +108,7 @@ def _show(screen: "Console", result: "Check") -> None:
     about, origin = result.problem, result.origin
     screen.print(f"[bold]{_escaped(origin.get('file', 'model'))}[/bold]")
     facts = _grid()
-    facts.add_row("file", origin.get("kind", ""))
+    facts.add_row("file", _escaped(origin.get("kind", "")))
     selected = sum(block.parameters for block in result.blocks)
     left_out = sum(block.left_out for block in result.blocks)
     rest = f", {left_out:,} left out" if left_out else ""
@@ -116,7 +116,7 @@ def _show(screen: "Console", result: "Check") -> None:
         "model",
         f"{about['model']}, {selected:,} parameters{rest}, {about['dtype']} on {about['device']}",
     )
-    facts.add_row("data", _data(about, origin))
+    facts.add_row("data", _escaped(_data(about, origin)))
     facts.add_row(
         "loss",
         f"{about['loss']}: {result.loss:.6g} over {about['loss_terms']:,.10g} terms, gradient norm "
@@ -158,7 +158,7 @@ def _grid() -> "Table":
 def _escaped(text: object) -> str:
     from rich.markup import escape
 
-    return escape(str(text))
+    return escape(one_line(text))
 
 
 def _data(about: dict[str, Any], origin: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from landscape import __version__
 from landscape.errors import LandscapeError
 
 from . import check, demo, spectrum
+from .output import one_line
 
 INTERRUPTED = 130
 
@@ -77,5 +78,5 @@ def _machine_failure(error: Exception) -> str:
 def _stop(sentence: str, code: int) -> Any:
     if "--debug" in sys.argv:
         traceback.print_exc()
-    print(f"landscape: {sentence}", file=sys.stderr)
+    print(f"landscape: {one_line(sentence)}", file=sys.stderr)
     sys.exit(code)

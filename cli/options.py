@@ -12,6 +12,8 @@ import typer
 
 from landscape.errors import InputError
 
+from .output import one_line
+
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
@@ -264,7 +266,7 @@ class ModelOptions:
             seed=self.seed,
             trust_pickle=self.trust_pickle,
             say=lambda sentence: messages.print(
-                sentence, style="dim", markup=False, soft_wrap=True
+                one_line(sentence), style="dim", markup=False, soft_wrap=True
             ),
         )
 

@@ -16,6 +16,16 @@ def console(*, stderr: bool = False) -> "Console":
     return Console(stderr=stderr, emoji=False, highlight=False)
 
 
+def printable(text: object) -> str:
+    """Text without control characters: a name in a file must not move the cursor or forge a line."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(text))
+
+
+def one_line(text: object) -> str:
+    """The same without line breaks."""
+    return printable(text).replace("\n", "\\n")
+
+
 def require_folder(path: Path) -> None:
     """Refuse a path that cannot be written.
 

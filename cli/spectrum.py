@@ -11,6 +11,7 @@ from landscape.errors import InputError, UntrustedResult
 
 from . import options
 from .options import CURVATURE, OUTPUT
+from .output import console, printable, require_folder, require_other
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -109,7 +110,6 @@ def spectrum(
     from landscape.plots.spectrum import require_ending
     from landscape.plots.spectrum_picture import check_axis
 
-    from .output import console, require_folder, require_other
     from .progress import phases
 
     model = about.model
@@ -161,7 +161,7 @@ def _show(screen: "Console", result: "Spectrum", model: Path, written: list[Path
 
     about = result.provenance["problem"]
     screen.print(f"[bold]{result.operator}[/bold] of {escape(str(model))}")
-    screen.print(_describe(about), style="dim", markup=False)
+    screen.print(printable(_describe(about)), style="dim", markup=False)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(no_wrap=True)

@@ -7,6 +7,7 @@ path and the options it is opened with.
 import argparse
 import io
 import json
+import os
 import pickle
 import struct
 import tarfile
@@ -438,7 +439,7 @@ def absurd_storage(folder: Path) -> tuple[Path, Options]:
     return path, FACTORY
 
 
-@refused("problem archive of a model with 10⁹ hidden units", "does not hold so many")
+@refused("problem archive of a model with 10⁶ hidden units", "does not hold so many")
 def absurd_arguments(folder: Path) -> tuple[Path, Options]:
     from landscape.demos.models import regression
 
@@ -447,8 +448,115 @@ def absurd_arguments(folder: Path) -> tuple[Path, Options]:
         path,
         regression(),
         factory="landscape.demos.models:regression",
-        arguments={"hidden": [10**9, 10**9]},
+        arguments={"hidden": [10**6, 10**6]},
         data="diabetes",
         loss="mse",
     )
     return path, {"data": None}
+
+
+class Of:
+    """Pickles as a call of a function that torch's restricted reader allows."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@refused("torch.save that asks for 4 GB of bytes", "asks for a block of bytes")
+def block_of_bytes(folder: Path) -> tuple[Path, Options]:
+    return _saved(folder, {"a": Of(bytearray, 4 * 10**9)})
+
+
+@refused("torch.save with tuples in tuples in tuples as a name", "nests tuples")
+def nested_tuples(folder: Path) -> tuple[Path, Options]:
+    """Hashing the name, as every reader must, would take 2⁴⁰ steps; so the pickle is written by hand."""
+    path, options = _saved(folder, {})
+    name = b")" + b"".join(b"q%c0h%c\x86" % (i, i) for i in range(40))
+    with zipfile.ZipFile(path) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, content in members.items():
+            if member.endswith("/data.pkl"):
+                content = b"\x80\x02}" + name.replace(b"0h", b"h") + b"Ns."
+            archive.writestr(member, content)
+    return path, options
+
+
+@refused("pickled module that holds itself twice", "is a pickled object")
+def endless_module(folder: Path) -> tuple[Path, Options]:
+    module = nn.Module()
+    module._modules |= {"a": module, "b": module}
+    return _saved(folder, module)[0], {}
+
+
+def _damaged_archive(folder: Path, **changes: Any) -> tuple[Path, Options]:
+    path, options = archive(folder)
+    torch.save({**torch.load(path, weights_only=True), **changes}, path)
+    return path, options
+
+
+@refused("problem archive of 10⁹ rows that are one", "the field 'data' of the problem archive")
+def expanded_data(folder: Path) -> tuple[Path, Options]:
+    rows = torch.zeros(1, 10).expand(10**9, 10)
+    return _damaged_archive(folder, data={"tensors": [rows, torch.zeros(1).expand(10**9)]})
+
+
+@refused("problem archive whose weights stand for 10¹² numbers", "does not hold so many")
+def expanded_weights(folder: Path) -> tuple[Path, Options]:
+    factory = {
+        "name": "landscape.demos.models:regression",
+        "arguments": {"hidden": [10**6, 10**6]},
+    }
+    weights = {"x": torch.zeros(1).expand(10**13)}
+    return _damaged_archive(folder, factory=factory, state_dict=weights)
+
+
+def _laugh() -> list[Any]:
+    """Thirty lists in lists, each twice: written out, a thousand million entries."""
+    laugh: list[Any] = []
+    for _ in range(30):
+        laugh = [laugh, laugh]
+    return laugh
+
+
+for _field in ("loss", "norm_stats", "factory", "batch_size"):
+
+    @refused(f"problem archive with lists in lists as its {_field}", f"the field {_field!r} of the")
+    def laughing(folder: Path, field: str = _field) -> tuple[Path, Options]:
+        return _damaged_archive(folder, **{field: _laugh()})
+
+
+@refused(
+    "problem archive with a limit that is no number", "the field 'limit' of the problem archive"
+)
+def wrong_limit(folder: Path) -> tuple[Path, Options]:
+    return _damaged_archive(folder, data={"name": "diabetes", "limit": "all"})
+
+
+@refused("program with many views of one block", "too many views of the same numbers")
+def many_views(folder: Path) -> tuple[Path, Options]:
+    path, _ = program(folder)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name = next(name for name in members if name.endswith("model_weights_config.json"))
+    config = json.loads(members[name])
+    entry = max(config["config"].values(), key=lambda e: len(e["tensor_meta"]["sizes"]))
+    for number in range(200):
+        sizes = [{"as_int": size} for size in (36, 1, 1, 1)]
+        strides = [{"as_int": stride} for stride in (0, number, 1, 1)]
+        meta = {**entry["tensor_meta"], "sizes": sizes, "strides": strides}
+        config["config"][f"extra{number}"] = {**entry, "tensor_meta": meta}
+    members[name] = json.dumps(config).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, content in members.items():
+            archive.writestr(member, content)
+    return path, {}
+
+
+@refused("named pipe", "is neither a file nor a folder")
+def named_pipe(folder: Path) -> tuple[Path, Options]:
+    os.mkfifo(folder / "model.pt")
+    return folder / "model.pt", FACTORY

@@ -226,3 +226,18 @@ def test_version_and_the_installed_command() -> None:
     command = Path(sys.executable).with_name("landscape")
     done = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("landscape 0.")
+
+
+def test_names_in_a_file_cannot_forge_what_the_terminal_shows(run: Run, tmp_path: Path) -> None:
+    weights = {
+        "0.weight\x1b[2J\nlandscape: all is well": torch.zeros(2),
+        "[red]x[/red]": torch.zeros(1),
+    }
+    torch.save(weights, tmp_path / "w.pt")
+    done = run(
+        *("check", "w.pt", "--data", "diabetes"),
+        *("--model", "landscape.demos.models:regression", "--limit", "20"),
+    )
+    assert done.returncode == 2
+    assert "\x1b" not in done.stderr and "\\x1b[2J\\nlandscape: all is well" in done.stderr
+    assert done.stderr.count("\n") == 2  # what was run, and the refusal

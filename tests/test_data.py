@@ -251,7 +251,7 @@ KINDS: list[tuple[str, str, Callable[[Path], Any], dict[str, Any], str]] = [
         "d.pt",
         lambda p: half(p, lambda q: torch.save((X, Y), q, _use_new_zipfile_serialization=False)),
         {},
-        "is damaged or holds more than tensors|cannot be read as a file of torch.save",
+        "is damaged",
     ),
     (
         "truncated .safetensors",
@@ -1011,7 +1011,7 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path, content: str) -> None:
     pytest.importorskip("tokenizers")
     (tmp_path / "tokenizer.json").write_text(content)
     (tmp_path / "d.txt").write_text("to be " * 99)
-    with pytest.raises(ls.InputError, match="cannot be used") as error:
+    with pytest.raises(ls.InputError, match="cannot be used|is no readable JSON") as error:
         read_data(str(tmp_path / "d.txt"), tokenizer=str(tmp_path))
     assert "\n" not in str(error.value)
 
@@ -1030,7 +1030,7 @@ def test_a_folder_with_code_for_its_tokenizer_runs_none_of_it(tmp_path: Path) ->
     (place / "tokenizer_config.json").write_text(json.dumps(settings))
     (place / "config.json").write_text(json.dumps({"model_type": "evil", **settings}))
     (tmp_path / "d.txt").write_text("to be " * 99)
-    with pytest.raises(ls.InputError, match="cannot be used"):
+    with pytest.raises(ls.InputError, match="cannot be used|is no readable JSON"):
         read_data(str(tmp_path / "d.txt"), tokenizer=str(place))
     assert not witness.exists()
 

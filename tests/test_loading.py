@@ -221,9 +221,19 @@ def test_a_hugging_face_folder_opens_without_flags(bert: Path, record: Record) -
     [
         ({"num_hidden_layers": 10**7}, "asks for num_hidden_layers = 10000000"),
         ({"hidden_size": 2 * 10**6}, "more than half of the free memory"),
+        ({"num_labels": 9 * 10**8}, "asks for num_labels = 900000000"),
+        ({"depths": [10**8]}, "asks for depths = 100000000"),
+        ({"model_type": ["bert"]}, "can build from a description"),
+        (
+            {"attribute_map": {"a": "_attn_implementation_internal"}, "a": "evil/kernel"},
+            "code, pack",
+        ),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "code, packages or downloads"),
-        ({"model_type": "os"}, "does not list: name the class with --model"),
-        ({"architectures": ["system"]}, "does not list: name the class with --model"),
+        ({"model_type": "os"}, "can build from a description: name the class with --model"),
+        (
+            {"architectures": ["system"]},
+            "can build from a description: name the class with --model",
+        ),
         ({"hidden_act": "nothing"}, "describes no model that can be built"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.errors import InputError
-from landscape.loading.model import ARCHIVE
+from landscape.loading.contents import ARCHIVE
 from landscape.results import atomic
 from landscape.undisturbed import NormStats, undisturbed
 

@@ -15,6 +15,8 @@ from landscape.batches import TARGET_KEYS
 from landscape.errors import InputError
 from landscape.loading import Say
 from landscape.loading.container import require_honest_zip
+from landscape.loading.contents import ARCHIVE
+from landscape.loading.pickles import require_modest_pickles
 
 Arrays = tuple[Tensor, ...] | dict[str, Tensor]
 
@@ -77,6 +79,7 @@ def read_torch(path: Path, say: Say) -> Arrays:
         zipped = file.read(2) == b"PK"
     if zipped:
         require_honest_zip(path, stored=True)
+    require_modest_pickles(path, legacy=not zipped)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on pickles of other kinds, which are refused anyway
@@ -91,7 +94,7 @@ def read_torch(path: Path, say: Say) -> Arrays:
             f"{shown} cannot be read as a file of torch.save ({_first_line(error)}): copy or save it again"
         ) from error
     if isinstance(content, Mapping):
-        if str(content.get("format")).startswith("landscape/") or _is_state_dict(content):
+        if content.get("format") == ARCHIVE or _is_state_dict(content):
             raise InputError(f"{shown} is a torch model, not data: give it as MODEL")
         _require_tensors(content, shown)
         named = {

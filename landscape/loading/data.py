@@ -62,7 +62,7 @@ def read_data(
         data = _read_path(Path(name), options, limit, seed, say)
     elif ":" in name:
         _require_fitting(options, (), f"{name!r} is a callable")
-        data = _call(name)
+        data = _call(name, say)
     else:
         close = difflib.get_close_matches(name, DATASETS, n=2)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
@@ -118,8 +118,8 @@ def _require_fitting(options: dict[str, Any], fitting: tuple[str, ...], what: st
             )
 
 
-def _call(name: str) -> Any:
-    data = call(name)
+def _call(name: str, say: Say) -> Any:
+    data = call(name, {}, say=say)
     try:
         as_batches(data, None, pairs=True)
     except InputError as error:

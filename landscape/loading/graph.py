@@ -48,8 +48,8 @@ _DENIED = re.compile(
 _PRIVATE = re.compile(
     r"__(and|or|xor|lshift|rshift)__|_softmax|_log_softmax|_to_copy|_unsafe_view|_convolution|_weight_norm"
     r"|_native_batch_norm_legit(_no_training|_functional)?|_adaptive_avg_pool[23]d|_trilinear|_fft_\w\d\w"
-    r"|_local_scalar_dense|_scaled_dot_product_\w+|_transformer_encoder_layer_fwd|_cdist_forward|_unique2?"
-    r"|_upsample_\w+|_pdist_forward|_reshape_alias|_unsafe_index|_embedding_bag"
+    r"|_local_scalar_dense|_scaled_dot_product_\w+|_cdist_forward|_unique2?"
+    r"|_upsample_\w+|_pdist_forward|_unsafe_index"
 )
 # These only repeat what the trace saw; a program in another type would fail for nothing.
 _ASSERTIONS = re.compile(r"_assert_\w+|sym_constrain_range\w*|_functional_assert\w*")
@@ -146,7 +146,7 @@ def _node(node: Any) -> Node:
 
 def _inner_graph(target: str, inputs: Any) -> Getter:
     """A part of the program under `torch.no_grad()`, or under autocast, which evaluations switch off."""
-    kind = target.rpartition(".")[2]
+    kind = target.removeprefix("torch.ops.higher_order.")
     place = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}.get(kind)
     if place is None:
         raise Refused(
@@ -177,9 +177,11 @@ def _result(item: Any) -> Any:
 
 
 def _store(values: Values, places: Sequence[Any], result: Any) -> None:
+    if not places:
+        return
     if len(places) == 1 and not (isinstance(result, (list, tuple)) and isinstance(places[0], str)):
         result = [result]
-    for place, value in zip(places, result, strict=len(places) > 0):
+    for place, value in zip(places, result, strict=True):
         if isinstance(place, list):
             _store(values, place, value)
         elif place is not None:
@@ -266,6 +268,10 @@ def _function(target: str) -> Callable[..., Any]:
     found = getattr(getattr(torch.ops.aten, name, None), overload, None)
     if not isinstance(found, torch._ops.OpOverload):
         raise Refused(f"the operation {target!r} is unknown to this version of torch")
+    if not any(
+        "Tensor" in str(part.type) for part in (*found._schema.arguments, *found._schema.returns)
+    ):
+        raise Refused(f"the operation {target!r} has nothing to do with tensors")
     return found
 
 

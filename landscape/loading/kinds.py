@@ -87,6 +87,10 @@ def sniff(path: Path) -> Kind:
     """
     if path.is_dir():
         return _sniff_folder(path)
+    if path.exists() and not path.is_file():
+        raise InputError(
+            f"{str(path)!r} is neither a file nor a folder: copy its content into a file"
+        )
     try:
         with path.open("rb") as file:
             start = file.read(512)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from landscape.demos import DEMOS
 from landscape.errors import InputError
 from landscape.loading import Say, silent
+from landscape.loading.contents import ARCHIVE, checked_archive
 from landscape.loading.folder import build_from_folder, folder_weights, require_modest
 from landscape.loading.kinds import WORDS, Kind, sniff
 from landscape.loading.names import call, current_folder
@@ -25,7 +26,6 @@ from landscape.loading.weights import (
     read_weights,
 )
 
-ARCHIVE = "landscape/problem/1"
 # The only factories that are called because a file names them.
 _OWN = {demo.factory for demo in DEMOS.values()}
 
@@ -84,7 +84,7 @@ def open_model(
     else:
         content = read_weights(path, kind)
     if isinstance(content, Mapping) and content.get("format") == ARCHIVE:
-        return _open_archive(path, content, build, trust_pickle, say)
+        return _open_archive(path, checked_archive(content, path), build, trust_pickle, say)
     whole = _module_in(content)  # only where the pickle was run
     if whole is not None and model is None:
         return Opened(whole, f"pickled {type(whole).__name__}")
@@ -128,7 +128,7 @@ class _Builder:
         assert name is not None
         given = self.arguments if self.model else {**(arguments or {}), **self.arguments}
         say = self.say if self.model else silent
-        module = call(name, say=say, **given)
+        module = call(name, given, say=say)
         if not isinstance(module, nn.Module):
             raise InputError(f"{name!r} returned a {type(module).__name__}, not a torch.nn.Module")
         return module
@@ -154,26 +154,22 @@ def _open_archive(
     say: Say,
 ) -> Opened:
     if "program" in content and build.model is None:
-        stored = content["program"]
-        if not isinstance(stored, Tensor) or stored.dtype != torch.uint8:
-            raise InputError(f"the program in {str(path)!r} is damaged")
-        program = load_program(stored.numpy().tobytes(), str(path), trust=trust)
+        program = load_program(content["program"].numpy().tobytes(), str(path), trust=trust)
         return Opened(program.module, "problem archive with an exported program", content, program)
-    factory = content.get("factory")
-    factory = factory if isinstance(factory, dict) else {}
-    name, arguments = str(factory.get("name")), factory.get("arguments")
+    factory = content.get("factory") or {"name": "none", "arguments": {}}
+    name, arguments = factory["name"], factory["arguments"]
     if build.model is None and name not in _OWN:
         raise InputError(
             f"{str(path)!r} names the factory {name!r}, which is none of landscape's own: if you trust "
             f"it, say --model {name}"
         )
-    arguments = arguments if isinstance(arguments, dict) else {}
     weights = find_weights(content.get("state_dict"), path, None, say)
     if build.model is None:  # sizes in a file are no reason to fill the memory
         require_modest(arguments, str(path))
         with torch.device("meta"):
             promised = sum(p.numel() for p in build(name, arguments).parameters())
-        if promised > sum(value.numel() for value in weights.values()):
+        storages = {w.untyped_storage().data_ptr(): w.untyped_storage() for w in weights.values()}
+        if promised > sum(storage.nbytes() for storage in storages.values()):
             raise InputError(
                 f"{str(path)!r} describes a model of {promised:,} parameters and does not hold so many"
             )

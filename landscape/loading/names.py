@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -46,13 +46,13 @@ def import_callable(name: str, *, say: Say = silent) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def call(name: str, *, say: Say = silent, **arguments: Any) -> Any:
+def call(name: str, arguments: Mapping[str, Any], *, say: Say = silent) -> Any:
     """Import a callable of the user's and call it; the random state of the process is left alone.
 
     Args:
         name: `package.module:callable`.
+        arguments: its keyword arguments.
         say: told which file was run.
-        arguments: of the callable.
 
     Raises:
         InputError: it is not found, or it fails.

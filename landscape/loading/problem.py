@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from landscape.batches import DEFAULT_BATCH_SIZE
 from landscape.demos.data import DATASETS
@@ -87,8 +87,7 @@ def load_problem(
     archive = opened.archive
     if data is None and not archive:
         raise InputError(f"{str(path)!r} holds no data: say which to use with --data (data=)")
-    saved = archive.get("data")
-    saved = saved if isinstance(saved, dict) else {}
+    saved = archive.get("data", {})
     rows = limit if limit is not None else (saved.get("limit") if data is None else None)
     rows = rows or None
     name = data if isinstance(data, str) else None
@@ -108,10 +107,10 @@ def load_problem(
             say=tell,
         )
     else:
-        samples = _saved_tensors(saved, path) if data is None else data
+        samples = tuple(saved["tensors"]) if data is None else data
         samples = samples if rows is None else take(samples, rows, seed)
     if loss is None and "loss" in archive:
-        loss = str(archive["loss"])
+        loss = archive["loss"]
     elif loss is None:
         loss = infer_loss(samples)
         tell(f"no loss was given: {loss} fits the targets")
@@ -147,20 +146,13 @@ def load_problem(
 
 def _saved_name(saved: Mapping[str, Any]) -> str:
     """The data set that an archive names; a callable there is not called unless it is typed."""
-    name = str(saved.get("name"))
+    name = saved.get("name", "")
     if name.partition(":")[0] not in DATASETS:
         raise InputError(
             f"the archive names the data {name!r}, which is no embedded data set: if you trust it, say "
             f"--data {name}"
         )
     return name
-
-
-def _saved_tensors(saved: Mapping[str, Any], path: Path) -> tuple[Tensor, ...]:
-    tensors = saved["tensors"]
-    if not isinstance(tensors, (list, tuple)) or not all(isinstance(t, Tensor) for t in tensors):
-        raise InputError(f"the data in {str(path)!r} are damaged: they are no tensors")
-    return tuple(tensors)
 
 
 def _check_statistics(program: Program, wanted: NormStats | None, path: Path, say: Say) -> None:

@@ -4,7 +4,8 @@
 modules that the structure of the inputs names, evaluates guards and expressions of sizes, and writes names
 from the file into Python source that it runs. Here only two kinds of members are looked at: plain numbers,
 and the description of the program, whose operators are looked up among torch's own. This protects against
-code in a file; it is no sandbox against bugs in torch's kernels.
+code in a file. It is no sandbox against bugs in torch's kernels, and running a program takes the time and
+memory that its author wrote into it.
 """
 
 import contextlib
@@ -40,6 +41,7 @@ _KNOWN = re.compile(
     r"|data/constants/(tensor_\d+|model_constants_config\.json)"
     r"|models/model\.json|data/sample_inputs/model\.pt"
 )
+_NUMBERS = re.compile(r"data/(weights/weight|constants/tensor)_\d+")
 # The kinds of container that inputs and outputs may be made of.
 _CONTAINERS = {
     "builtins.tuple": tuple,
@@ -153,12 +155,14 @@ def _tensors(members: dict[str, bytes], folder: str) -> dict[str, Tensor]:
     """The tensors that the list in a folder describes; tied ones are the same object."""
     found: dict[str, Tensor] = {}
     made: dict[str, Tensor] = {}
+    # Every view is copied; many of one block would be a bomb.
+    room = 2 * sum(len(content) for place, content in members.items() if _NUMBERS.fullmatch(place))
     for name, entry in _json(members, _CONFIGS[folder])["config"].items():
         what = f"the tensor {name!r}"
         if entry["use_pickle"] is not False:
             raise Refused(f"{what} is stored as a pickle, which can run code")
         place, meta = f"{folder}{entry['path_name']}", entry["tensor_meta"]
-        if not re.fullmatch(r"data/(weights/weight|constants/tensor)_\d+", place):
+        if not _NUMBERS.fullmatch(place):
             raise Refused(f"{what} lies in {place!r}, which is not plain numbers")
         sizes, strides = ([_fixed(n) for n in meta[key]] for key in ("sizes", "strides"))
         offset, dtype = _fixed(meta["storage_offset"]), DTYPES.get(meta["dtype"])
@@ -167,6 +171,9 @@ def _tensors(members: dict[str, bytes], folder: str) -> dict[str, Tensor]:
         key = f"{place} {sizes} {strides} {offset} {dtype}"
         if key not in made:
             made[key] = _tensor(what, members[place], dtype, sizes, strides, offset)
+            room -= made[key].nbytes
+            if room < 0:
+                raise Refused(f"{what} is one of too many views of the same numbers")
             if entry["is_param"] and dtype.is_floating_point:
                 grad = meta["requires_grad"] is True
                 made[key] = nn.Parameter(made[key], requires_grad=grad)

@@ -11,6 +11,7 @@ from torch import Tensor
 from landscape.demos.data import VOCABULARY
 from landscape.errors import InputError
 from landscape.loading import Say
+from landscape.loading.kinds import read_json
 from landscape.numerals import count, memory
 
 DEFAULT_CONTEXT = 64
@@ -125,6 +126,7 @@ def _tokenized(text: str, place: Path, say: Say) -> np.ndarray:
         )
     try:
         if file.is_file():
+            _require_no_growth(read_json(file), shown)
             reader = _library("tokenizers", shown).Tokenizer.from_file(str(file))
             reader.no_truncation()  # a stored limit would cut the text off without a word
             reader.no_padding()
@@ -144,6 +146,20 @@ def _tokenized(text: str, place: Path, say: Say) -> np.ndarray:
         ) from error
     say(f"tokens are those of the tokenizer in {shown}")
     return np.array(ids, dtype=np.int64)
+
+
+def _require_no_growth(part: Any, shown: str) -> None:
+    """Refuse replacements that lengthen a text: a few dozen of them would fill any memory."""
+    if isinstance(part, dict) and part.get("type") == "Replace":
+        pattern = part.get("pattern")
+        old = next(iter(pattern.values()), "") if isinstance(pattern, dict) else ""
+        if len(str(part.get("content", ""))) > max(1, len(str(old))):
+            raise InputError(
+                f"the tokenizer in {shown} lengthens the text it reads: use another one"
+            )
+    for value in part.values() if isinstance(part, dict) else part:
+        if isinstance(value, (dict, list)):
+            _require_no_growth(value, shown)
 
 
 def _library(name: str, shown: str) -> Any:

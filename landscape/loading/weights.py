@@ -3,7 +3,7 @@
 import difflib
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from landscape.errors import InputError
 from landscape.loading import Say, silent
 from landscape.loading.container import require_honest_zip
 from landscape.loading.kinds import Kind, read_json, sniff
+from landscape.loading.pickles import require_modest_pickles
 
 # Under which keys of a checkpoint weights are looked for, the first that is there.
 _PLACES = (
     *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module"),
     *("weights", "params", "generator", "ema_state_dict", "model_ema", "state_dict_ema", "ema"),
 )
+_MOST_MODULES, _DEEPEST = 100_000, 100
 _IGNORED = ("num_batches_tracked", "position_ids")  # no weights; absent from older files
 
 
@@ -42,6 +44,7 @@ def read_saved(path: Path, *, legacy: bool = False) -> Any:
     if not legacy:
         require_honest_zip(path, stored=True)
     try:
+        require_modest_pickles(path, legacy=legacy)
         if not legacy:
             known = [
                 (Inert, name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -49,8 +52,10 @@ def read_saved(path: Path, *, legacy: bool = False) -> Any:
         with torch.serialization.safe_globals(known), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read raises
             return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # damaged and hostile files fail in many ways
-        reason = str(error).strip().split("\n")[0]
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         if "GLOBAL" in reason or "Unsupported" in str(error) or "blocked" in str(error):
             raise pickle_refusal(path, "holds more than weights") from error
         raise InputError(f"cannot read {str(path)!r}: {reason.removesuffix('.')}") from error
@@ -163,8 +168,13 @@ def _under(content: Any, key: str, path: Path) -> Any:
 def _listed(content: Any) -> str:
     if not isinstance(content, Mapping) or not content:
         return f"no names, but a {type(content).__name__}"
-    names = [str(name) for name in content]
+    names = [shown(name) for name in content]
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def shown(value: Any) -> str:
+    """Something from a file in a few words; writing out all of it could take for ever."""
+    return str(value)[:60] if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
 
 
 def _as_state_dict(thing: Any) -> dict[str, Tensor] | None:
@@ -173,22 +183,36 @@ def _as_state_dict(thing: Any) -> dict[str, Tensor] | None:
         thing = dict(_tensors_of(thing))
     if not isinstance(thing, Mapping) or not thing:
         return None
+    if not all(isinstance(name, str) for name in thing):
+        return None
     kept = {name: value for name, value in thing.items() if isinstance(value, Tensor)}
-    extra = [name for name in thing if name not in kept and not str(name).endswith("_extra_state")]
-    return kept if kept and not extra and all(isinstance(name, str) for name in kept) else None
+    extra = [name for name in thing if name not in kept and not name.endswith("_extra_state")]
+    return kept if kept and not extra else None
 
 
-def _tensors_of(module: Inert, prefix: str = "", depth: int = 0) -> Any:
+def _tensors_of(root: Inert) -> Iterator[tuple[str, Tensor]]:
     """Names and values of the parameters and buffers of an inert module, as in its state dict."""
-    state = vars(module)
-    hidden = state.get("_non_persistent_buffers_set") or ()
-    for table in ("_parameters", "_buffers"):
-        for name, value in (state.get(table) or {}).items():
-            if isinstance(value, Tensor) and name not in hidden:
-                yield f"{prefix}{name}", value
-    for name, child in (state.get("_modules") or {}).items() if depth < 100 else ():
-        if isinstance(child, Inert):
-            yield from _tensors_of(child, f"{prefix}{name}.", depth + 1)
+    todo, seen = [("", root)], 0
+    while todo and seen < _MOST_MODULES:  # what refers to itself would never end
+        prefix, module = todo.pop()
+        seen += 1
+        state = vars(module)
+        hidden = state.get("_non_persistent_buffers_set")
+        for table in ("_parameters", "_buffers"):
+            for name, value in _entries(state.get(table)):
+                if isinstance(value, Tensor) and not (isinstance(hidden, set) and name in hidden):
+                    yield f"{prefix}{name}", value
+        children = [
+            (f"{prefix}{name}.", child)
+            for name, child in _entries(state.get("_modules"))
+            if isinstance(child, Inert) and prefix.count(".") < _DEEPEST
+        ]
+        todo += reversed(children)
+
+
+def _entries(table: Any) -> list[tuple[str, Any]]:
+    found = table.items() if isinstance(table, Mapping) else ()
+    return [(name, value) for name, value in found if isinstance(name, str)]
 
 
 def fit(network: nn.Module, weights: Mapping[str, Tensor], path: Path, say: Say) -> None:
