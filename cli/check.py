@@ -81,6 +81,7 @@ def check(
         require_other(json_file, about.model)
     messages = console(stderr=True)
     problem = about.load(messages)
+    screen = messages if to_stdout else console()
     with phases(messages) as progress:
         result = analyse(
             problem,
@@ -90,6 +91,7 @@ def check(
             budget=budget,
             seed=about.seed,
             progress=progress,
+            ready=lambda about: _show(screen, about),
             command=shlex.join(["landscape", *sys.argv[1:]]),
         )
     if to_stdout:
@@ -97,13 +99,13 @@ def check(
     elif json_file is not None:
         with atomic(json_file) as temporary:
             temporary.write_text(to_json(result.to_dict()))
-    _show(messages if to_stdout else console(), result)
+    _show_opinion(screen, result)
     if result.failures:
         raise UntrustedResult("; ".join(result.failures))
 
 
 def _show(screen: "Console", result: "Check") -> None:
-    from landscape.numerals import number
+    from landscape.numerals import count, number
 
     about, origin = result.problem, result.origin
     screen.print(f"[bold]{_escaped(origin.get('file', 'model'))}[/bold]")
@@ -128,6 +130,13 @@ def _show(screen: "Console", result: "Check") -> None:
         else f"two products agree to {result.repeatable:.0e}"
     )
     facts.add_row("repeatable", same)
+    if about["unused_parameters"]:
+        unused = about["unused_parameters"]
+        more = " …" if len(unused) > 3 else ""
+        names = f"{', '.join(unused[:3])}{more}"
+        facts.add_row(
+            "unused", _escaped(f"{count(len(unused), 'tensor')} the loss never uses: {names}")
+        )
     facts.add_row("products", f"{result.engine}: {result.why}")
     screen.print(facts)
     screen.print()
@@ -143,7 +152,6 @@ def _show(screen: "Console", result: "Check") -> None:
     screen.print()
     screen.print(_forecasts(result))
     screen.print()
-    _show_opinion(screen, result)
 
 
 def _grid() -> "Table":
@@ -168,7 +176,7 @@ def _data(about: dict[str, Any], origin: dict[str, Any]) -> str:
         f"{name} {tuple(tensor['shape']) or ''} {tensor['dtype']}".replace("  ", " ")
         for name, tensor in about["tensors"].items()
     )
-    classes = f", {about['classes']} classes" if about["classes"] else ""
+    classes = f", {about['classes']} classes seen" if about["classes"] else ""
     return (
         f"{origin.get('data', 'given in Python')}: {about['samples']:,} samples in "
         f"{count(about['batches'], 'batch', 'batches')}, a row of {tensors}{classes}; fingerprint {about['data_fingerprint'][:12]}"
@@ -185,10 +193,15 @@ def _table(*columns: str) -> "Table":
 
 
 def _blocks(result: "Check") -> "Table":
+    from landscape.numerals import count
+
     total = sum(block.parameters for block in result.blocks)
     table = _table("block", "kind", "tensors", "parameters", "share", "left out")
     table.columns[1].justify = "left"
-    for block in result.blocks:
+    table.columns[0].overflow = "fold"
+    shown = [block for block in result.blocks if block.parameters]
+    others = [block for block in result.blocks if not block.parameters]
+    for block in shown:
         table.add_row(
             _escaped(block.name or "(the model itself)"),
             "" if block.kind == "Module" else block.kind,  # programs do not keep their classes
@@ -197,6 +210,9 @@ def _blocks(result: "Check") -> "Table":
             f"{100 * block.parameters / total:.1f} %",
             f"{block.left_out:,}" if block.left_out else "",
         )
+    if others:
+        left = sum(block.left_out for block in others)
+        table.add_row(f"{count(len(others), 'other block')}", "", "", "", "", f"{left:,}")
     return table
 
 
@@ -212,7 +228,9 @@ def _forecasts(result: "Check") -> "Table":
             f"{few:,} to {many:,}" if few != many else f"{few:,}",
             f"{short} to {long}" if short != long else short,
             memory(row.peak_bytes),
-            "" if row.fits else "[red]more than is free[/red]",
+            ""
+            if row.fits
+            else "[red]more than is free: choose fewer --params or --max-steps[/red]",
         )
     return table
 

@@ -102,7 +102,7 @@ Loss = Annotated[
     typer.Option(
         "--loss",
         metavar="NAME|PACKAGE.MODULE:CALLABLE",
-        help="cross_entropy, token_cross_entropy, nll, mse, l1, huber, bce_with_logits; inferred "
+        help="cross_entropy, token_cross_entropy, nll, mse, l1, huber, bce, bce_with_logits; inferred "
         "from the targets when absent.",
         rich_help_panel=MODEL,
     ),

@@ -93,12 +93,16 @@ class Evaluation:
 
     def output(self, batch: Any) -> tuple[Any, Any]:
         """The model's prediction for a batch, and the target."""
+        returned, target = self.returned(batch)
+        recognised = self.problem.supervised().recognised
+        return (_prediction(returned) if recognised else returned), target
+
+    def returned(self, batch: Any) -> tuple[Any, Any]:
+        """Whatever the model returns for a batch, and the target."""
         args, kwargs, target = batches.unpack(self._own(batch))
         self._renew_buffers()
         args, kwargs = _as_accepted(self.problem.model, args, kwargs)
-        output = self.problem.model(*args, **kwargs)
-        recognised = self.problem.supervised().recognised
-        return (_prediction(output) if recognised else output), target
+        return self.problem.model(*args, **kwargs), target
 
     def total(self, batch: Any) -> tuple[Tensor, float]:
         """Sum of the loss terms of a batch (scalar) and their number."""
@@ -183,6 +187,14 @@ class Evaluation:
             tensor, _ = self.total(self._batch)
         again = float(tensor)
         if abs(again - total) > 100 * torch.finfo(tensor.dtype).eps * max(abs(total), abs(again)):
+            with preserved_randomness(SEED + 1):
+                third, _ = self.total(self._batch)
+            if float(third) != again:
+                raise InputError(
+                    f"the loss of one batch differs between evaluations with the same random numbers "
+                    f"({again:.6g}, {float(third):.6g}): the model keeps a state from one call to the next; "
+                    "reset it at the beginning of forward, or keep it in a buffer"
+                )
             at = ", ".join(self._culprits(culprits.is_random)) or "the model or the loss"
             raise InputError(
                 f"the loss of one batch differs between two evaluations ({total:.6g}, {again:.6g}): "
@@ -276,13 +288,19 @@ def evaluation(
 def _as_accepted(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A mapping by keyword, or whole to a model that takes one dictionary."""
-    if args or not kwargs:
+    """A mapping by keyword, or whole to a model that takes one dictionary; a tuple in pieces or whole."""
+    several = len(args) == 1 and isinstance(args[0], (tuple, list))
+    if not several and (args or not kwargs):
         return args, kwargs
     try:
         signature = inspect.signature(unwrapped(model).forward)
     except (TypeError, ValueError):  # some callables have none
         return args, kwargs
+    if several:
+        with contextlib.suppress(TypeError):
+            signature.bind(*args)
+            return args, kwargs
+        return tuple(args[0]), kwargs
     with contextlib.suppress(TypeError):
         signature.bind(**kwargs)
         return (), kwargs

@@ -40,6 +40,7 @@ LOSS_NAMES: dict[str, Loss] = {
     "l1": F.l1_loss,
     "huber": F.huber_loss,
     "bce_with_logits": F.binary_cross_entropy_with_logits,
+    "bce": F.binary_cross_entropy,
 }
 
 # What the mean of each loss of torch.nn divides by.
@@ -97,7 +98,9 @@ class Objective:
     def __init__(self, loss: str | Loss, terms: Callable[..., float] | None = None) -> None:
         if isinstance(loss, str):
             if loss not in LOSS_NAMES:
-                raise InputError(f"unknown loss {loss!r}: choose one of {', '.join(LOSS_NAMES)}")
+                raise InputError(
+                    f"unknown loss {loss!r}: choose one of {', '.join(LOSS_NAMES)}, or package.module:callable"
+                )
             loss = LOSS_NAMES[loss]
         if not callable(loss):
             raise InputError(

@@ -186,3 +186,18 @@ def test_a_part_of_a_problem_is_whole_batches_or_the_beginning_of_the_first() ->
     problem = _problem()  # batches of 32, 32 and 6
     assert [problem.part(rows).samples for rows in (7, 32, 50, 64, 1000)] == [7, 32, 32, 64, 70]
     assert problem.samples == 70 and problem.part(7).loss() != problem.loss()
+
+
+def test_features_of_many_sizes_are_measured_in_float64() -> None:
+    """Unstandardised features: float32 products are wrong by more than their own residuals show."""
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(120, 13, generator=source) * 10.0 ** torch.arange(-2, 4.5, 0.5)
+    y = (x[:, 0] > 0).long() + (x[:, 5] > 0).long()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(13, 16), nn.Tanh(), nn.Linear(16, 3))
+    problem = ls.Problem(model, "cross_entropy", (x, y))
+    result = check(problem, opinion=False)
+    exact = ls.Hessian(ls.Problem(model, "cross_entropy", (x, y), dtype=torch.float64))
+    truth = torch.linalg.eigvalsh(exact.dense())
+    for value, residual in zip(result.eigenvalues, result.residuals, strict=True):
+        assert float((truth - value).abs().min()) <= residual + 1e-12 * float(truth.abs().max())

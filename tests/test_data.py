@@ -798,18 +798,22 @@ def test_words_become_classes_in_sorted_order_aloud(tmp_path: Path) -> None:
     np.testing.assert_array_equal(inputs.numpy(), expected)
     assert said == [
         "2 features used as they are, not standardised",
-        "classes of 'species': setosa, versicolor, virginica",
+        "classes of 'species', numbered in sorted order: 0 setosa, 1 versicolor, 2 virginica",
     ]
 
 
 @pytest.mark.parametrize(
     ("labels", "expected", "sentence"),
     [
-        ("0 1 2 0", [0, 1, 2, 0], "classes of 'y': 0, 1, 2"),
-        ("1 2 3 1", [0, 1, 2, 0], "classes of 'y': 1, 2, 3"),
-        ("True False True True", [1, 0, 1, 1], "classes of 'y': False, True"),
-        ("b NA b a", [2, 0, 2, 1], "classes of 'y': NA, a, b"),
-        ("10 b 9 b", [0, 2, 1, 2], "classes of 'y': 10, 9, b"),
+        ("0 1 2 0", [0, 1, 2, 0], "classes of 'y', numbered in sorted order: 0 0, 1 1, 2 2"),
+        ("1 2 3 1", [0, 1, 2, 0], "classes of 'y', numbered in sorted order: 0 1, 1 2, 2 3"),
+        (
+            "True False True True",
+            [1, 0, 1, 1],
+            "classes of 'y', numbered in sorted order: 0 False, 1 True",
+        ),
+        ("b NA b a", [2, 0, 2, 1], "classes of 'y', numbered in sorted order: 0 NA, 1 a, 2 b"),
+        ("10 b 9 b", [0, 2, 1, 2], "classes of 'y', numbered in sorted order: 0 10, 1 9, 2 b"),
         ("0.5 1 2 -3e1", [[0.5], [1], [2], [-30]], "'y' holds numbers: regression"),
         (
             "25 310 100 25",
@@ -907,7 +911,7 @@ def test_pictures_become_tensors_with_classes_in_order(tmp_path: Path) -> None:
     assert targets.tolist() == [0, 0, 1]
     assert inputs[:, 0, 0, 0].tolist() == [1, 1, 1]  # the white pixel is the first, as in the file
     np.testing.assert_allclose(inputs[:, :, 3, 4].numpy(), [[0] * 3, [0.4] * 3, [0.2] * 3])
-    assert said[0].endswith(": a, b")
+    assert said[0].endswith(": 0 a, 1 b; pixels run from 0 to 1")
     assert said[1:] == ["left out 3 files or folders that are no picture"]
 
 

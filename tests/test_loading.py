@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations
 import landscape as ls
 from landscape.demos.models import gpt, regression
 from landscape.loading.data import read_data
+from landscape.loading.remarks import remarks
 from landscape.loading.weights import find_weights, fit
 
 Record = Callable[..., None]
@@ -296,3 +297,44 @@ def test_a_real_lightning_checkpoint_finds_its_model(tmp_path: Path, record: Rec
     expected = nn.functional.mse_loss(module.net(data.tensors[0]), data.tensors[1]).item()
     assert problem.loss() == pytest.approx(expected, rel=1e-5)
     record("files", kind="Lightning checkpoint of the Trainer", outcome="opens", said=[])
+
+
+def _remarks(model: nn.Module, loss: str) -> list[str]:
+    x, y = torch.randn(30, 4), torch.arange(30) % 3
+    return list(remarks(ls.Problem(model, loss, (x, y))))
+
+
+class Pair(nn.Linear):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().forward(x), x
+
+
+def test_what_looks_wrong_is_remarked() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(4, 3)
+    assert _remarks(linear, "cross_entropy") == []
+    assert "expects logits" in _remarks(nn.Sequential(linear, nn.Softmax(1)), "cross_entropy")[0]
+    loud = nn.Linear(4, 3)
+    with torch.no_grad():
+        loud.weight *= 100
+    assert "more than twice that of guessing (1.099)" in _remarks(loud, "cross_entropy")[0]
+    assert _remarks(Pair(4, 3), "cross_entropy")[0].startswith(
+        "the model returns a tuple of 2; its first"
+    )
+
+
+def test_a_callable_may_be_named_by_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sub").mkdir()
+    code = "import torch\nSIZE = 3\ndef build():\n    return torch.nn.Linear(10, 1)\n"
+    (tmp_path / "sub" / "net_in_a_file.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    torch.save(nn.Linear(10, 1).state_dict(), "w.pt")
+    said: list[str] = []
+    ls.load_problem(
+        "w.pt", model="sub/net_in_a_file.py:build", data="diabetes", limit=20, say=said.append
+    )
+    assert said[0] == "ran sub/net_in_a_file.py:build from sub/net_in_a_file.py"
+    with pytest.raises(ls.InputError, match="is a int, which cannot be called"):
+        ls.load_problem("w.pt", model="sub/net_in_a_file.py:SIZE", data="diabetes")

@@ -992,3 +992,37 @@ def test_a_model_that_insists_on_float32_keeps_float32_residuals():
     result = ls.spectrum(ls.Problem(Fixed(), "cross_entropy", (x, y)), top=2, probes=2, steps=5)
     assert result.provenance["residual_dtype"] == "float32"
     assert not result.failures
+
+
+class Counting(nn.Module):
+    """Keeps a state from one call to the next, outside of its buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.state = nn.Linear(3, 1), [0.0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.state[0] += 1
+        return self.layer(x) * self.state[0]
+
+
+def test_a_model_that_keeps_a_state_is_refused_as_such() -> None:
+    with pytest.raises(ls.InputError, match="keeps a state from one call to the next"):
+        ls.Problem(Counting(), "mse", (torch.randn(5, 3), torch.randn(5, 1)))
+
+
+class OfTwo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.layer(x) * scale
+
+
+def test_a_tuple_of_inputs_is_unpacked_for_a_model_that_takes_several() -> None:
+    x, scale, y = torch.randn(5, 3), torch.rand(5, 1), torch.randn(5, 1)
+    model = OfTwo()
+    nested = ls.Problem(model, "mse", [((x, scale), y)])
+    flat = ls.Problem(model, "mse", (x, scale, y))
+    assert nested.loss() == pytest.approx(flat.loss())

@@ -1,16 +1,18 @@
 """Can this model be measured, how, at what cost, and does another library agree?"""
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
 
 from landscape.analyses.forecast import Forecast, forecast, product_seconds
 from landscape.analyses.second_opinion import SecondOpinion, second_opinion
+from landscape.analyses.spectrum import in_float64
 from landscape.errors import InputError
-from landscape.estimators.lanczos import Eigenpairs, extreme_eigenpairs
+from landscape.estimators.lanczos import Eigenpairs, extreme_eigenpairs, remeasure
 from landscape.handling import special_modules
 from landscape.operators.hessian import Hessian
 from landscape.problem import Problem
@@ -20,6 +22,7 @@ SCHEMA = "landscape/check/1"
 Phase = Literal["eigenvalues", "PyHessian"]
 BLOCKS = 24  # rows of the table of blocks; more are cut down to their parents
 
+TOLERANCE = 1e-4  # accepted residual of an eigenvalue, as a share of the largest
 PRODUCTS = 50  # that a search for a few eigenvalues takes, about
 LEAST_SAMPLES = 16  # to compare on
 
@@ -98,6 +101,7 @@ def check(
     budget: float = 60.0,
     seed: int = 0,
     progress: Callable[[Phase, int, int], None] | None = None,
+    ready: Callable[["Check"], None] | None = None,
     command: str | None = None,
 ) -> Check:
     """Look a problem over: what is in it, whether it can be trusted, what it will cost.
@@ -111,6 +115,7 @@ def check(
             of its first samples only.
         seed: of all vectors.
         progress: called with (phase, products done, products at most).
+        ready: called with everything but the eigenvalues before these are looked for.
         command: the command line, for provenance.
 
     Raises:
@@ -123,33 +128,8 @@ def check(
     meter = Meter(H)
     loss, gradient_norm = problem.loss(), float(problem.gradient().double().norm())
     repeatable, symmetry = _consistency(H, seed)
-    vector = torch.ones(problem.size, 1, dtype=problem.dtype, device=problem.device)
-    needed = product_seconds(H, vector) * (PRODUCTS + 1.5 * (iterations + 2) * top * opinion)
-    compared = problem
-    if needed > budget:
-        compared = problem.part(max(LEAST_SAMPLES, int(problem.samples * budget / needed)))
-    pairs = extreme_eigenpairs(
-        Hessian(compared),
-        [("magnitude", top)],
-        tolerance=1e-3,
-        seed=seed,
-        progress=None
-        if progress is None
-        else lambda done, all_: progress("eigenvalues", done, all_),
-    )
-    said = None
-    if opinion:
-        said = second_opinion(
-            compared,
-            pairs,
-            iterations=iterations,
-            seed=seed,
-            progress=None
-            if progress is None
-            else lambda done, all_: progress("PyHessian", done, all_),
-        )
     eps = torch.finfo(problem.dtype).eps
-    return Check(
+    about = Check(
         origin=problem.origin,
         problem=problem.summary(),
         blocks=_blocks(problem),
@@ -161,13 +141,48 @@ def check(
         engine=ENGINE,
         why=WHY.format(symmetry=max(symmetry, eps)),
         forecasts=forecast(problem),
+        compared_samples=problem.samples,
+        eigenvalues=[],
+        residuals=[],
+        opinion=None,
+        failures=[],
+        cost=meter.read(),
+        provenance=provenance(H, seed=seed, command=command),
+    )
+    if ready is not None:
+        ready(about)
+    vector = torch.ones(problem.size, 1, dtype=problem.dtype, device=problem.device)
+    needed = product_seconds(H, vector) * (PRODUCTS + 1.5 * (iterations + 2) * top * opinion)
+    compared = problem
+    if needed > budget:
+        compared = problem.part(max(LEAST_SAMPLES, int(problem.samples * budget / needed)))
+    pairs = extreme_eigenpairs(
+        Hessian(compared),
+        [("magnitude", top)],
+        tolerance=TOLERANCE,
+        seed=seed,
+        progress=None if progress is None else functools.partial(progress, "eigenvalues"),
+    )
+    exact = in_float64(Hessian(compared))
+    if exact is not None:
+        pairs = remeasure(pairs, exact, tolerance=TOLERANCE)
+    said = None
+    if opinion:
+        said = second_opinion(
+            compared,
+            pairs,
+            iterations=iterations,
+            seed=seed,
+            progress=None if progress is None else functools.partial(progress, "PyHessian"),
+        )
+    return replace(
+        about,
         compared_samples=compared.samples,
         eigenvalues=pairs.values.tolist(),
         residuals=pairs.residuals.tolist(),
         opinion=said,
         failures=_failures(problem, pairs, said, repeatable, symmetry),
-        cost=meter.read(),
-        provenance=provenance(H, seed=seed, command=command),
+        cost=about.cost + pairs.cost,
     )
 
 
@@ -196,8 +211,8 @@ def _failures(
         found.append(f"the Hessian is not symmetric: uᵀHv and vᵀHu differ by {symmetry:.2g}")
     if not bool(pairs.converged.all()):
         found.append(
-            f"an eigenvalue did not converge in {pairs.steps} Lanczos steps (residuals "
-            f"{', '.join(f'{r:.2g}' for r in pairs.residuals.tolist())})"
+            f"an eigenvalue did not converge: residuals, in {str(pairs.values.dtype).split('.')[-1]}, are "
+            f"{', '.join(f'{r:.2g}' for r in pairs.residuals.tolist())}; try --dtype float64"
         )
     return found + (opinion.disagreements(pairs) if opinion is not None else [])
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.estimators.lanczos import Eigenpairs
+from landscape.estimators.sums import norms
 from landscape.evaluation import Evaluation
 from landscape.operators.hessian import Hessian
 from landscape.problem import Problem
@@ -113,10 +114,10 @@ def second_opinion(
             values, residuals = [], []
             for vector in vectors:
                 flat = torch.cat([part.reshape(-1) for part in vector])
-                length = float(flat.norm())  # it adds 1e-6 to norms before it divides
+                length = float(norms(flat))  # it adds 1e-6 to norms before it divides
                 value, image = product([part / length for part in vector])
                 values.append(value)
-                residuals.append(float((image - value * flat / length).norm()))
+                residuals.append(float(norms(image - value * flat / length)))
             images = []
             for column in pairs.vectors.to(problem.dtype).T:
                 parts = problem.layout.split(column)
@@ -132,7 +133,7 @@ def second_opinion(
     )
     ours = (H @ pairs.vectors.to(problem.dtype))[keep.to(problem.device)]
     largest = float(pairs.values.abs().max()) or 1.0
-    gaps = (torch.stack(images, dim=1) - ours).norm(dim=0) / largest
+    gaps = norms(torch.stack(images, dim=1) - ours) / largest
     order = sorted(range(k), key=lambda i: -abs(values[i]))
     return SecondOpinion(
         [values[i] for i in order],

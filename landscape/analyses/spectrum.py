@@ -224,7 +224,7 @@ def spectrum(
         loss, gradient_norm = problem.loss(), float(problem.gradient().double().norm())
     ends: list[End] = [("largest", top), ("smallest", min(1, A.shape[0] - top))]
     checked_limit(A, ends, tolerance, max_steps)  # before the hours of work, not after
-    exact = _in_float64(A)
+    exact = in_float64(A)
     meter = Meter(A)
 
     def follow(phase: Phase) -> Callable[[int, int], None] | None:
@@ -286,15 +286,18 @@ def _operator(problem: Problem | Operator, name: str, samples: int | None) -> Op
     return Fisher(problem, samples=samples) if name == "fisher" else OPERATORS[name](problem)
 
 
-def _in_float64(A: Operator) -> Operator | None:
-    """The same matrix in float64, if there is one: some models insist on their own type."""
+def in_float64(A: Operator) -> Operator | None:
+    """The same matrix in float64, if there is one: some models insist on their own type.
+
+    None also where it is in float64 already.
+    """
     if not isinstance(A, CurvatureOperator) or A.dtype == torch.float64 or A.device.type == "mps":
         return None
     exact = A.astype(torch.float64)
     try:
         with exact.problem.evaluation() as run:
             run.total(next(run.batches()))[0].backward(inputs=run.leaves)
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, ValueError):
         return None
     return exact
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.estimators.probes import gaussian, generator
+from landscape.estimators.sums import dots, norms
 from landscape.operators.base import Operator, require_operator
 from landscape.results import Cost, Meter, Progress
 
@@ -151,10 +152,11 @@ def remeasure(pairs: Eigenpairs, A: Operator, *, tolerance: float = 1e-4) -> Eig
 def _measure(
     A: Operator, vectors: Tensor, tolerance: float, search: "_Search | Eigenpairs", meter: Meter
 ) -> Eigenpairs:
-    vectors = vectors / vectors.norm(dim=0)
+    vectors = vectors / norms(vectors).to(vectors)
     products = A @ vectors
-    values = (vectors * products).sum(0)
-    residuals = (products - vectors * values).norm(dim=0)
+    # Divided by the squared length once more: in float32 that is 1 only to seven digits.
+    values = (dots(vectors, products) / dots(vectors, vectors)).to(vectors)
+    residuals = norms(products - vectors * values).to(vectors)
     converged = residuals <= tolerance * search.norm
     found = Eigenpairs(
         values,
@@ -234,9 +236,9 @@ class _Search:
             basis[step] = q
             w = self.A @ q
             self.steps += 1
-            diagonal.append(float(q @ w))
+            diagonal.append(float(dots(q, w)))
             self._orthogonalise(w, basis[: step + 1])
-            beta = float(w.norm())
+            beta = float(norms(w))
             scale = max(scale, abs(diagonal[-1]) + beta)
             closed = beta <= 50 * torch.finfo(self.A.dtype).eps * max(scale, self.norm)
             coupling.append(0.0 if closed else beta)
@@ -298,7 +300,7 @@ class _Search:
         q = gaussian(self.A, 1, self.source)[:, 0]
         for _ in range(2):
             self._orthogonalise(q, self.locked[:0])
-            q /= q.norm()
+            q /= float(norms(q))
         return q
 
     def _orthogonalise(self, w: Tensor, basis: Tensor) -> None:

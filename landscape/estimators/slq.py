@@ -12,6 +12,7 @@ from torch import Tensor
 from landscape.errors import InputError
 from landscape.estimators.probes import generator, rademacher
 from landscape.estimators.smoothing import SmoothDensity, smooth
+from landscape.estimators.sums import dots, norms
 from landscape.operators.base import Operator, require_operator
 from landscape.results import Cost, Meter, Progress
 
@@ -128,7 +129,7 @@ def _recurrence(
     """
     size, probes = start.shape
     tiny = 10 * torch.finfo(A.dtype).eps
-    q = start / start.norm(dim=0)
+    q = start / norms(start).to(start)
     previous, beta = torch.zeros_like(q), torch.zeros_like(q[0])
     scale = torch.zeros_like(beta)
     alive = torch.ones_like(beta, dtype=torch.bool)
@@ -141,14 +142,14 @@ def _recurrence(
             basis[:, step] = q.T
         w = A @ q
         w -= beta * previous
-        alpha = (q * w).sum(0)
+        alpha = dots(q, w).to(q)
         w -= alpha * q
         if reorthogonalize:
             known = basis[:, : step + 1]
             for _ in range(2):
                 overlaps = torch.einsum("kmp,pk->km", known, w)
                 w -= torch.einsum("kmp,km->pk", known, overlaps)
-        beta = w.norm(dim=0)
+        beta = norms(w).to(q)
         scale = torch.maximum(scale, alpha.abs() + beta)
         alive = alive & (beta > tiny * scale)  # relative to A's own size, never to 1
         beta = torch.where(alive, beta, 0)

@@ -138,8 +138,11 @@ def targets_of(labels: Any, column: str, shown: str, say: Say) -> Tensor:
             )
             return _quantities(values, column, shown)
         words = [str(label) for label in classes]
-    listed = ", ".join(word[:40] for word in words[:20])
-    say(f"classes of {column!r}: {listed}" + f" … ({len(words)})" * (len(words) > 20))
+    listed = ", ".join(f"{i} {word[:40]}" for i, word in enumerate(words[:20]))
+    say(
+        f"classes of {column!r}, numbered in sorted order: {listed}"
+        + f" … ({len(words)})" * (len(words) > 20)
+    )
     return torch.from_numpy(indices.reshape(-1).astype(np.int64))
 
 

@@ -101,8 +101,9 @@ def find_images(folder: Path, say: Say) -> ImageFolder:
         paths += pictures
         targets += [index] * len(pictures)
     names = [label.name for label in classes]
-    listed = ", ".join(names[:20]) + (f" … ({len(names)})" if len(names) > 20 else "")
-    say(f"classes of {shown}: {listed}")
+    listed = ", ".join(f"{i} {name}" for i, name in enumerate(names[:20]))
+    listed += f" … ({len(names)})" if len(names) > 20 else ""
+    say(f"classes of {shown}, numbered in sorted order: {listed}; pixels run from 0 to 1")
     if others:
         what = "file or folder that is" if others == 1 else "files or folders that are"
         say(f"left out {others} {what} no picture")

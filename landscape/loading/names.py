@@ -15,7 +15,9 @@ from landscape.undisturbed import preserved_randomness
 
 
 def import_callable(name: str, *, say: Say = silent) -> Callable[..., Any]:
-    """The callable that `package.module:callable` names, from the current folder or the environment.
+    """The callable that `package.module:callable` or `folder/file.py:callable` names.
+
+    Modules are looked for in the current folder, then in the environment.
 
     Args:
         name: the name that a person typed.
@@ -27,16 +29,20 @@ def import_callable(name: str, *, say: Say = silent) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise InputError(f"{name!r} is not of the form package.module:callable")
+    file = Path(module_name)
+    folder = file.parent if file.suffix == ".py" and file.is_file() else None
     try:
-        with current_folder():
-            module = importlib.import_module(module_name)
+        with current_folder(folder):
+            module = importlib.import_module(file.stem if folder is not None else module_name)
     except Exception as error:  # a module of the user's may fail in any way
         raise InputError(
             f"cannot import {module_name!r} of {name!r} from the current folder or the environment: "
             f"{type(error).__name__}: {error}"
         ) from error
     found = getattr(module, attribute, None)
-    if not callable(found):
+    if found is not None and not callable(found):
+        raise InputError(f"{name!r} is a {type(found).__name__}, which cannot be called")
+    if found is None:
         close = difflib.get_close_matches(attribute, dir(module), n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise InputError(
@@ -79,10 +85,10 @@ def _source(module: ModuleType) -> str:
 
 
 @contextmanager
-def current_folder() -> Iterator[None]:
-    """The current folder on the import path, as for `python -m`."""
+def current_folder(other: Path | None = None) -> Iterator[None]:
+    """The current folder, or another, on the import path, as for `python -m`."""
     saved = list(sys.path)
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path.insert(0, str((other or Path.cwd()).resolve()))
     try:
         yield
     finally:

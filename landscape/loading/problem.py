@@ -17,6 +17,7 @@ from landscape.loading.glance import infer_loss
 from landscape.loading.model import open_model
 from landscape.loading.names import import_callable
 from landscape.loading.program import Program
+from landscape.loading.remarks import remarks
 from landscape.loading.subset import take
 from landscape.objective import Loss
 from landscape.problem import Problem
@@ -134,6 +135,8 @@ def load_problem(
         dtype=dtype,
         batch_size=size,
     )
+    for sentence in remarks(problem):
+        tell(sentence)
     problem.origin = {
         "file": str(path),
         "kind": opened.kind,
