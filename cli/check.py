@@ -132,11 +132,9 @@ def _show(screen: "Console", result: "Check") -> None:
     facts.add_row("repeatable", same)
     if about["unused_parameters"]:
         unused = about["unused_parameters"]
-        more = " …" if len(unused) > 3 else ""
-        names = f"{', '.join(unused[:3])}{more}"
-        facts.add_row(
-            "unused", _escaped(f"{count(len(unused), 'tensor')} the loss never uses: {names}")
-        )
+        listed = ", ".join(unused[:3]) + (" …" if len(unused) > 3 else "")
+        total = count(len(unused), "tensor")
+        facts.add_row("unused", _escaped(f"{total} the loss never uses: {listed}"))
     facts.add_row("products", f"{result.engine}: {result.why}")
     screen.print(facts)
     screen.print()
@@ -144,8 +142,8 @@ def _show(screen: "Console", result: "Check") -> None:
     if result.special:
         screen.print()
         special = _grid()
-        for i, (phrase, total, names) in enumerate(result.special):
-            more = f" … ({total} in all)" if total > len(names) else ""
+        for i, (phrase, modules, names) in enumerate(result.special):
+            more = f" … ({modules} in all)" if modules > len(names) else ""
             label = "special" if i == 0 else ""
             special.add_row(label, _escaped(f"{phrase}: {', '.join(names)}{more}"))
         screen.print(special)
