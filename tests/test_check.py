@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyhessian
 import pytest
 import torch
 from cases import CASES
@@ -18,6 +17,8 @@ from landscape.analyses.check import check
 from landscape.analyses.forecast import forecast
 from landscape.analyses.second_opinion import second_opinion
 from landscape.estimators.lanczos import eigenpairs
+
+pyhessian = pytest.importorskip("pyhessian", reason="the second opinion is PyHessian's")
 
 
 def _net() -> nn.Module:
@@ -165,6 +166,7 @@ def test_check_on_the_command_line(run: Run, tiny_archive: Path) -> None:
         *("repeatable", "double backward", "landscape spectrum", "both libraries agree", "2.3 %"),
     ):
         assert word in done.stdout, word
+    assert "\x1b" not in done.stdout  # no colours where there is no terminal
     pure = run("check", tiny_archive, "--json", "-", "--no-second-opinion")
     assert json.loads(pure.stdout)["schema"] == "landscape/check/1"
     assert "no second opinion was asked for" in pure.stderr

@@ -21,7 +21,7 @@ def require_modest_pickles(path: Path, *, legacy: bool) -> None:
 
     Args:
         path: the file.
-        legacy: whether it is of torch's format before 2020: four pickles, one after the other.
+        legacy: whether it is of torch's format before 2020: five pickles, one after the other.
 
     Raises:
         InputError: it does, or its instructions cannot be read.
@@ -40,7 +40,7 @@ def _pickles(path: Path, legacy: bool) -> Iterator[IO[bytes]]:
     with contextlib.ExitStack() as stack:
         if legacy:
             file = stack.enter_context(path.open("rb"))
-            for _ in range(4):
+            for _ in range(5):
                 yield file
             return
         archive = stack.enter_context(zipfile.ZipFile(path))

@@ -322,6 +322,7 @@ def _tied(network: nn.Module) -> dict[str, list[str]]:
 
 
 def _mismatch(missing: list[str], unexpected: list[str], wrong: list[str]) -> str:
+    missing, unexpected = ([name[:200] for name in names] for names in (missing, unexpected))
     close = [
         f"{name} → {near[0]}"
         for name in unexpected[:20]
