@@ -16,7 +16,6 @@ import math
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from landscape.errors import InputError
 from landscape.loading.container import require_honest_zip
 from landscape.loading.graph import DTYPES, Refused, constant_of, only, read_graph
+from landscape.loading.structure import read_structure
 
 _PROGRAM = "models/model.json"
 _WEIGHTS, _CONSTANTS = "data/weights/", "data/constants/"
@@ -42,13 +42,6 @@ _KNOWN = re.compile(
     r"|models/model\.json|data/sample_inputs/model\.pt"
 )
 _NUMBERS = re.compile(r"data/(weights/weight|constants/tensor)_\d+")
-# The kinds of container that inputs and outputs may be made of.
-_CONTAINERS = {
-    "builtins.tuple": tuple,
-    "builtins.list": list,
-    "builtins.dict": dict,
-    "collections.OrderedDict": dict,
-}
 _SIZE_WORD = re.compile(
     r"[su]\d+|Symbol|positive|nonnegative|integer|True|False|Mod|PythonMod|FloorDiv|CleanDiv|CeilDiv"
     r"|ModularIndexing|(Ceil|Floor|Trunc|Round)ToInt|ToFloat|TruncToFloat|(Int|Float)TrueDiv|Where|Max|Min"
@@ -225,8 +218,8 @@ class ProgramModule(nn.Module):
         ]
         calls = {entry["fqn"]: entry["signature"] for entry in description["module_call_graph"]}
         self._names = calls[""]["forward_arg_names"] or []
-        self._args, self._kwargs = _structure(calls[""]["in_spec"]).children
-        self._output = _structure(calls[""]["out_spec"])
+        self._args, self._kwargs = read_structure(calls[""]["in_spec"]).children
+        self._output = read_structure(calls[""]["out_spec"])
 
     def _input(self, spec: tuple[str, Any], tensors: dict[str, Tensor]) -> tuple[str, Any]:
         """Where an input of the graph comes from: (kind, place)."""
@@ -308,66 +301,6 @@ class ProgramModule(nn.Module):
             raise ValueError(
                 f"the program was exported for {name!r} of shape ({shown}), not {tuple(value.shape)}"
             )
-
-
-@dataclass(frozen=True)
-class _Structure:
-    """How leaves are nested in tuples, lists and dictionaries; no kind means a leaf."""
-
-    kind: type | None
-    keys: tuple[Any, ...]
-    children: tuple["_Structure", ...]
-
-    def leaves(self, value: Any) -> Iterator[Any]:
-        if self.kind is None:
-            yield value
-            return
-        kind = (tuple, list) if self.kind in (tuple, list) else (dict,)
-        fits = isinstance(value, kind) and len(value) == len(self.children)
-        if not fits or (self.kind is dict and set(value) != set(self.keys)):
-            what = f"a dictionary of {', '.join(map(str, self.keys))}" if self.keys else ""
-            what = what or f"a {self.kind.__name__} of {len(self.children)}"
-            raise ValueError(f"the program takes {what}, and was given {type(value).__name__}")
-        parts = [value[key] for key in self.keys] if self.kind is dict else value
-        for child, part in zip(self.children, parts, strict=True):
-            yield from child.leaves(part)
-
-    def nested(self, leaves: Iterator[Any]) -> Any:
-        if self.kind is None:
-            return next(leaves)
-        parts = [child.nested(leaves) for child in self.children]
-        if self.kind is dict:
-            return dict(zip(self.keys, parts, strict=True))
-        return self.kind(parts)
-
-
-def _structure(text: str) -> _Structure:
-    """The structure of inputs or outputs; torch would import modules that an odd one names."""
-
-    def read(node: Any) -> _Structure:
-        kind, context = node["type"], node["context"]
-        children = tuple(map(read, node["children_spec"]))
-        if kind is None and not children:
-            return _Structure(None, (), ())
-        keys = json.loads(context) if isinstance(context, str) else context
-        named = isinstance(keys, list) and all(type(key) in (str, int) for key in keys)
-        # Outputs of a library's own class with named fields are given as a plain dictionary.
-        container = _CONTAINERS.get(kind, dict if named else None)
-        fits = len(keys) == len(children) if container is dict and named else keys is None
-        if container is None or not fits:
-            raise Refused(
-                f"its inputs or outputs are of kind {str(kind)[:60]!r}: only tuples, lists and "
-                "dictionaries with plain keys are opened"
-            )
-        return _Structure(container, tuple(keys or ()), children)
-
-    try:
-        version, tree = json.loads(text)
-    except (ValueError, TypeError) as error:
-        raise Refused(f"the structure {str(text)[:60]!r} cannot be read") from error
-    if version != 1:
-        raise Refused(f"the structure of its inputs is written in version {version}, not 1")
-    return read(tree)
 
 
 def _check_expressions(part: Any) -> None:
