@@ -110,7 +110,8 @@ def second_opinion(
                 value, result = theirs.dataloader_hv_product(parts)
                 return value, torch.cat([part.detach().reshape(-1) for part in result])
 
-            found, vectors = theirs.eigenvalues(maxIter=iterations, tol=1e-4, top_n=k)
+            # The values it returns are one iteration behind its vectors.
+            _, vectors = theirs.eigenvalues(maxIter=iterations, tol=1e-4, top_n=k)
             values, residuals = [], []
             for vector in vectors:
                 flat = torch.cat([part.reshape(-1) for part in vector])
@@ -127,7 +128,6 @@ def second_opinion(
         except Exception as error:  # noqa: BLE001 another library may fail in any way
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             return _no_opinion(f"PyHessian fails on this problem: {reason}")
-    del found  # one iteration behind its own vectors
     keep = torch.cat(
         [torch.full((size,), i in used) for i, size in enumerate(problem.layout.sizes)]
     )
