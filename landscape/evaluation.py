@@ -2,8 +2,8 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,50 +36,49 @@ class Evaluation:
         self._batch: Any = None  # the one at work, for messages
         # Copies, because a forward pass may write to weights (max_norm) or buffers in place. A tied
         # weight is one leaf in several tables.
-        self._originals = problem.selected()
-        copies: dict[int, Tensor] = {}
-        self.leaves = []
-        for parameter in self._originals:
-            leaf = self._copy(parameter, copies)
-            if leaf.is_complex():  # two real numbers each
-                leaf = torch.view_as_real(leaf)
-                copies[id(parameter)] = torch.view_as_complex(leaf.requires_grad_())
-            self.leaves.append(leaf.requires_grad_())
-        for module in problem.modules:
-            for name, value in module._parameters.items():
-                if value is not None:
-                    module._parameters[name] = self._copy(value, copies)  # type: ignore[assignment]
-            # Constants in plain attributes; those with a graph lead to parameters, which is refused.
-            for name, value in vars(module).items():
-                if isinstance(value, Tensor) and not value.requires_grad:
-                    dtype = batches.dtype_of(value, problem.dtype)
-                    module.__dict__[name] = value.to(problem.device, dtype)
-        self._buffers = [
-            (module, name, value)
-            for module in problem.modules
-            for name, value in module._buffers.items()
-            if value is not None
-        ]
+        self._slots = slots(problem)
+        self.values = [self._copy(original) for original in self._slots.originals]
+        self.place(self.values)
 
-    def _copy(self, value: Tensor, copies: dict[int, Tensor]) -> Tensor:
-        """The one copy of a tensor, on the problem's device and in its dtype."""
-        if id(value) not in copies:
-            dtype = batches.dtype_of(value, self.problem.dtype)
-            copies[id(value)] = value.detach().to(self.problem.device, dtype).clone()
-        return copies[id(value)]
+    def place(self, values: Sequence[Tensor]) -> None:
+        """Let these tensors stand where the user's do; the first ones become `leaves`.
+
+        Args:
+            values: one for each of `slots(problem).originals`.
+        """
+        self.leaves, placed = [], list(values)
+        for i in range(len(self.problem.names)):
+            leaf = values[i].detach()
+            if leaf.is_complex():  # two real numbers each
+                leaf = torch.view_as_real(leaf).requires_grad_()
+                placed[i] = torch.view_as_complex(leaf)
+            else:
+                placed[i] = leaf.requires_grad_()
+            self.leaves.append(leaf)
+        for table, name, i in self._slots.places:
+            table[name] = placed[i]
+        self._placed = placed
+        self._renew_buffers()
+
+    def _copy(self, value: Tensor) -> Tensor:
+        """A tensor's own copy, on the problem's device and in its dtype."""
+        dtype = batches.dtype_of(value, self.problem.dtype)
+        return value.detach().to(self.problem.device, dtype, copy=True)
 
     def _renew_buffers(self) -> None:
         """Copies of the user's buffers: what one batch writes to them the next does not see."""
         copies: dict[int, Tensor] = {}
-        for module, name, value in self._buffers:
-            module._buffers[name] = self._copy(value, copies)
+        for module, name, i in self._slots.buffers:
+            if i not in copies:
+                copies[i] = self._placed[i].clone()
+            module._buffers[name] = copies[i]
 
     def written_to(self) -> set[nn.Module]:
         """Modules whose buffers the last batch has changed."""
         return {
             module
-            for module, name, value in self._buffers
-            if batches.digest(module._buffers.get(name)) != batches.digest(self._copy(value, {}))
+            for module, name, i in self._slots.buffers
+            if batches.digest(module._buffers.get(name)) != batches.digest(self.values[i])
         }
 
     def _own(self, batch: Any) -> Any:
@@ -121,6 +120,13 @@ class Evaluation:
                 f"the closure's loss has shape {tuple(mean.shape)}: return the mean, a scalar"
             )
         return (mean.reshape(()) * count if count else mean.new_zeros(())), count
+
+    def scalar(self, batch: Any) -> Tensor:
+        """Sum of the loss terms of a batch, without their number, which may need the batch's values."""
+        objective = self.problem.objective
+        if objective is None:
+            return self.total(batch)[0]
+        return objective.sum(*self.output(batch))
 
     def rows(self, batch: Any) -> Tensor:
         """Sum of the loss terms of every sample of a batch, shape (samples,)."""
@@ -173,7 +179,9 @@ class Evaluation:
                 "operations: is something detached, or under torch.no_grad()?"
             )
         # The leaves stand in the modules' tables; who keeps the parameters elsewhere misses them.
-        beside = torch.autograd.grad(graph, self._originals, allow_unused=True)
+        beside = torch.autograd.grad(
+            graph, self._slots.originals[: len(self.leaves)], allow_unused=True
+        )
         found = [n for n, g in zip(self.problem.names, beside, strict=True) if g is not None]
         if found:
             raise InputError(
@@ -255,6 +263,41 @@ class Evaluation:
             f"the model fails on the first batch that shows it ({shapes}): {name} received "
             f"{expected_inputs.received(at.args, at.kwargs)} and stopped with {reason}"
         )
+
+
+class Slots(NamedTuple):
+    """Where a problem's tensors stand: distinct ones, the selected parameters first, and their places."""
+
+    originals: list[Tensor]
+    places: list[tuple[dict[str, Any], str, int]]
+    buffers: list[tuple[nn.Module, str, int]]  # renewed for every batch
+
+
+def slots(problem: "Problem") -> Slots:
+    """Every tensor of a problem's modules: parameters, plain attributes and buffers."""
+    found = Slots([], [], [])
+    known: dict[int, int] = {}
+
+    def position(tensor: Tensor) -> int:
+        if id(tensor) not in known:
+            known[id(tensor)] = len(found.originals)
+            found.originals.append(tensor)
+        return known[id(tensor)]
+
+    for parameter in problem.selected():
+        position(parameter)
+    for module in problem.modules:
+        for name, value in module._parameters.items():
+            if value is not None:
+                found.places.append((module._parameters, name, position(value)))  # type: ignore[arg-type]
+        # Constants in plain attributes; those with a graph lead to parameters, which is refused.
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.requires_grad:
+                found.places.append((module.__dict__, name, position(value)))
+        for name, value in module._buffers.items():
+            if value is not None:
+                found.buffers.append((module, name, position(value)))
+    return found
 
 
 @contextlib.contextmanager

@@ -145,6 +145,12 @@ class Objective:
         rows = row_count(target, output)
         return (value if self.scalar == "sum" else value * rows), float(rows)
 
+    def sum(self, output: Any, target: Any) -> Tensor:
+        """Sum of the loss terms of a batch alone, a scalar."""
+        if self.function is not None:
+            return self._reduced(output, target, "sum")
+        return self.total(output, target)[0]
+
     def rows(self, output: Any, target: Any) -> Tensor:
         """Sum of the loss terms of every row (first dimension) of a batch, shape (rows,)."""
         if self.function is not None:

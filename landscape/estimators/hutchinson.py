@@ -60,6 +60,7 @@ def trace(
     """
     require_operator(A)
     _check(probes, tolerance, max_probes)
+    A.expect(probes)
     meter, source = Meter(A), generator(seed)
     samples: list[float] = []
     while True:
@@ -103,6 +104,7 @@ def diagonal(
     """
     require_operator(A)
     _check(probes, tolerance, max_probes)
+    A.expect(probes)
     meter, source = Meter(A), generator(seed)
     count = 0
     mean = torch.zeros(A.shape[0], dtype=torch.float64, device=A.device)

@@ -118,6 +118,7 @@ def extreme_eigenpairs(
     limit = checked_limit(A, ends, tolerance, max_steps)
     wanted = tuple((end, count) for end, count in ends if count)
     meter = Meter(A)
+    A.expect(min(limit, 10 * sum(count for _, count in wanted) + 30))
     search = _Search(A, wanted, tolerance, limit, seed, progress)
     search.run()
     return _measure(A, search.vectors, tolerance, search, meter)

@@ -104,6 +104,7 @@ def spectral_density(
         raise InputError(f"probes={probes} and steps={steps} must both be at least 1")
     meter = Meter(A)
     steps = min(steps, A.shape[0])
+    A.expect(probes * steps)
     start = rademacher(A, probes, generator(seed))
     diagonals, couplings, lengths = _recurrence(A, start, steps, reorthogonalize, progress)
     measures = [

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from landscape.errors import InputError, UntrustedResult
+from landscape.operators.products.engine import Form, Products
+from landscape.operators.products.plan import Memory, Plan, Settings, settings_of
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -36,6 +38,9 @@ class Operator:
     def _multiply(self, block: Tensor) -> Tensor:
         """A times a block of shape (P, K)."""
         raise NotImplementedError
+
+    def expect(self, products: int) -> None:
+        """Announce about how many columns will be multiplied, so that the fastest way is prepared."""
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """A times a vector (P,) or a block of column vectors (P, K).
@@ -111,6 +116,7 @@ class Operator:
                 f"a dense matrix of order {size:,} is too large (limit {DENSE_LIMIT:,}): "
                 "use products, or restrict to a block"
             )
+        self.expect(size)
         columns = []
         for start in range(0, size, block):
             width = min(block, size - start)
@@ -168,6 +174,10 @@ class Combination(Operator):
         super().__init__(first.shape[0], first.dtype, first.device)
         self.terms = list(terms)
 
+    def expect(self, products: int) -> None:
+        for _, operator in self.terms:
+            operator.expect(products)
+
     def _multiply(self, block: Tensor) -> Tensor:
         factor, first = self.terms[0]
         result = factor * (first @ block)
@@ -203,6 +213,9 @@ class Submatrix(Operator):
         super().__init__(indices.numel(), operator.dtype, operator.device)
         self.operator, self.indices = operator, indices
 
+    def expect(self, products: int) -> None:
+        self.operator.expect(products)
+
     def _multiply(self, block: Tensor) -> Tensor:
         wide = block.new_zeros(self.operator.shape[0], block.shape[1])
         wide[self.indices] = block
@@ -210,21 +223,77 @@ class Submatrix(Operator):
 
 
 class CurvatureOperator(Operator):
-    """An operator that belongs to a `Problem`; it can be restricted by parameter names."""
+    """An operator that belongs to a `Problem`; it can be restricted by parameter names.
 
-    def __init__(self, problem: "Problem") -> None:
+    Subclasses say what is multiplied, batch by batch (`form`), and by what the sum is divided.
+
+    Args:
+        problem: the loss whose curvature is meant.
+        engine: "split" traces the product once per batch shape and shares what does not depend on the
+            vector; "double backward" is autograd's; "auto" (default) splits what can be traced, after
+            20 products, and what an estimator announces.
+        memory: bytes that kept residuals and the work on one batch may take; "auto" (default) is half of
+            what is free.
+        products: dtype of the arithmetic in a product, by default the problem's; sums over batches and
+            vectors stay in the problem's.
+        compile: hand the split product to Inductor.
+        plan: the `plan` of an earlier operator or result, to be executed in the same way to the last bit.
+
+    Raises:
+        InputError: an unknown engine, a memory that is not positive, a dtype that is no floating-point
+            type, or a plan for other threads.
+    """
+
+    def __init__(
+        self,
+        problem: "Problem",
+        *,
+        engine: str = "auto",
+        memory: Memory = "auto",
+        products: torch.dtype | None = None,
+        compile: bool = False,
+        plan: Plan | Mapping[str, Any] | None = None,
+    ) -> None:
         if not hasattr(problem, "evaluation"):
             raise InputError(
                 f"a {type(problem).__name__} is no problem: pass ls.Problem(model, loss, data)"
             )
         super().__init__(problem.size, problem.dtype, problem.device)
         self.problem = problem
+        self.arithmetic, settings = settings_of(engine, memory, products, compile, plan)
+        self._products = self._engine(settings)
+
+    def form(self) -> Form:
+        """What is multiplied."""
+        raise NotImplementedError
+
+    def _divisor(self) -> float:
+        """What the sum over batches is divided by: the number of loss terms."""
+        return self.problem.terms
+
+    def _engine(self, settings: Settings) -> Products:
+        dtype = self.arithmetic or self.problem.dtype
+        problem = self.problem if dtype == self.problem.dtype else self.problem.astype(dtype)
+        return Products(problem, self.form(), self.problem.dtype, settings)
+
+    def _multiply(self, block: Tensor) -> Tensor:
+        return self._products.multiply(block) / self._divisor()
+
+    def expect(self, products: int) -> None:
+        self._products.expected += products
+
+    @property
+    def plan(self) -> Plan:
+        """How products are executed, as of the last one."""
+        return self._products.plan
 
     def astype(self, dtype: torch.dtype) -> "CurvatureOperator":
         """The same matrix in another floating-point type, its counters at zero."""
         other = copy.copy(self)
         other.problem = self.problem.astype(dtype)
         other.dtype, other.products, other.seconds = dtype, 0, 0.0
+        other.arithmetic = None
+        other._products = other._engine(self._products.settings)
         return other
 
     def block(self, patterns: str | Sequence[str]) -> Operator:

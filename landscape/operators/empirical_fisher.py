@@ -1,10 +1,15 @@
 """Second moments of the per-sample gradients: the empirical Fisher matrix and their covariance."""
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from landscape.evaluation import Evaluation
 from landscape.operators.base import CurvatureOperator
-from landscape.operators.products.double_backward import sandwich_products
+from landscape.operators.products.double_backward import jacobian_products
+from landscape.operators.products.engine import Form
 from landscape.problem import Problem
 
 
@@ -19,23 +24,27 @@ class EmpiricalFisher(CurvatureOperator):
 
     Args:
         problem: the loss, with model and loss apart.
+        settings: those of `CurvatureOperator`.
 
     Raises:
         InputError: the problem was made from a closure.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
+    def __init__(self, problem: Problem, **settings: Any) -> None:
+        super().__init__(problem, **settings)
         problem.supervised()
 
-    def _multiply(self, block: Tensor) -> Tensor:
-        result, samples = torch.zeros_like(block), 0
-        with self.problem.evaluation() as run:
-            for batch in run.batches():
-                rows = run.rows(batch)
-                samples += rows.numel()
-                result += sandwich_products(run, rows, block, lambda tangent: tangent)
-        return result * (samples / self.problem.terms**2)
+    def form(self) -> Form:
+        return Form(Evaluation.rows, jacobian_products, lambda place, batch, rows: lambda t: t)
+
+    def _divisor(self) -> float:
+        return self.problem.terms**2 / self._samples
+
+    @functools.cached_property
+    def _samples(self) -> int:
+        """Rows of the loss's input over all batches."""
+        with self.problem.evaluation() as run, torch.no_grad():
+            return sum(run.rows(batch).numel() for batch in run.batches())
 
 
 class GradientCovariance(EmpiricalFisher):

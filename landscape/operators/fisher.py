@@ -1,18 +1,20 @@
 """The Fisher information matrix of the model's own distribution."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from landscape.batches import unpack
 from landscape.errors import InputError
 from landscape.objective import Objective
 from landscape.operators.base import CurvatureOperator
-from landscape.operators.gauss_newton import require_tensor
-from landscape.operators.products.double_backward import sandwich_products
+from landscape.operators.gauss_newton import categorical, output_of
+from landscape.operators.products.double_backward import jacobian_products
+from landscape.operators.products.engine import Form, Middle
 from landscape.problem import Problem
 
 
@@ -30,13 +32,16 @@ class Fisher(CurvatureOperator):
         samples: None (default) for the exact expectation, or the number of targets drawn for every
             term: the Monte-Carlo Fisher, unbiased, of lower rank.
         seed: of the drawn targets; the same targets are drawn for every product.
+        settings: those of `CurvatureOperator`.
 
     Raises:
         InputError: the loss is no such likelihood.
     """
 
-    def __init__(self, problem: Problem, *, samples: int | None = None, seed: int = 0) -> None:
-        super().__init__(problem)
+    def __init__(
+        self, problem: Problem, *, samples: int | None = None, seed: int = 0, **settings: Any
+    ) -> None:
+        super().__init__(problem, **settings)
         objective = problem.supervised()
         options = objective.options
         known = objective.likelihood is not None
@@ -54,18 +59,15 @@ class Fisher(CurvatureOperator):
             )
         self.samples, self.seed = samples, seed
 
-    def _multiply(self, block: Tensor) -> Tensor:
-        result = torch.zeros_like(block)
-        generator = torch.Generator(self.device).manual_seed(self.seed)
-        with self.problem.evaluation() as run:
-            for batch in run.batches():
-                output, target = run.output(batch)
-                require_tensor(output)
-                middle = output_fisher(
-                    self.problem.supervised(), output.detach(), target, self.samples, generator
-                )
-                result += sandwich_products(run, output, block, middle)
-        return result / self.problem.terms
+    def form(self) -> Form:
+        def middle(place: int, batch: Any, output: Tensor) -> Middle:
+            # A stream of its own for every batch, so that each can be drawn again by itself.
+            (seed,) = np.random.SeedSequence([self.seed, place]).generate_state(1, np.uint64)
+            generator = torch.Generator(self.device).manual_seed(int(seed >> np.uint64(1)))
+            objective, target = self.problem.supervised(), unpack(batch)[-1]
+            return output_fisher(objective, output, target, self.samples, generator)
+
+        return Form(output_of, jacobian_products, middle)
 
 
 def output_fisher(
@@ -74,9 +76,11 @@ def output_fisher(
     target: Any,
     samples: int | None,
     generator: torch.Generator,
-) -> Callable[[Tensor], Tensor]:
+) -> Middle:
     """Product with the Fisher matrix of the terms in the model's output, exact or sampled."""
     likelihood = objective.likelihood
+    if likelihood == "categorical" and samples is None:
+        return categorical(objective, output, target)
     if likelihood in ("categorical", "log-categorical"):
         dim = objective.class_dim
         weights = objective.term_masses(output, target).unsqueeze(dim)
@@ -86,10 +90,8 @@ def output_fisher(
                 "nll_loss needs log-probabilities, but exp(output) does not sum to 1 over the classes: "
                 "end the model in log_softmax, or use cross_entropy on logits"
             )
-        if samples is None:
-            if likelihood == "log-categorical":  # the score in log p is −e_y
-                return lambda t: weights * p * t
-            return lambda t: weights * (p * t - p * (p * t).sum(dim, keepdim=True))
+        if samples is None:  # the score in log p is −e_y
+            return lambda t: weights * p * t
         # Drawn in float64, so that the matrix is the same one in every precision.
         classes = p.shape[dim]
         flat = p.double().movedim(dim, -1).reshape(-1, classes)

@@ -1,16 +1,18 @@
 """The generalised Gauss–Newton matrix."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from landscape.batches import unpack
 from landscape.errors import InputError
+from landscape.evaluation import Evaluation
 from landscape.objective import Objective
 from landscape.operators.base import CurvatureOperator
-from landscape.operators.products.double_backward import sandwich_products
+from landscape.operators.products.double_backward import jacobian_products
+from landscape.operators.products.engine import Form, Middle
 from landscape.problem import Problem
 
 
@@ -22,35 +24,47 @@ class GaussNewton(CurvatureOperator):
 
     Args:
         problem: the loss whose curvature is meant, with model and loss apart.
+        settings: those of `CurvatureOperator`.
 
     Raises:
         InputError: the problem was made from a closure, or the loss is linear in the model's output
             (`nll_loss`), which would make G zero.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
+    def __init__(self, problem: Problem, **settings: Any) -> None:
+        super().__init__(problem, **settings)
         if problem.supervised().function is F.nll_loss:
             raise InputError(
                 "nll_loss is linear in the log-probabilities, so this Gauss–Newton matrix is zero: "
                 "return logits and use cross_entropy, or use Fisher"
             )
 
-    def _multiply(self, block: Tensor) -> Tensor:
-        result = torch.zeros_like(block)
-        with self.problem.evaluation() as run:
-            for batch in run.batches():
-                output, target = run.output(batch)
-                require_tensor(output)
-                middle = output_hessian(self.problem.supervised(), output.detach(), target)
-                result += sandwich_products(run, output, block, middle)
-        return result / self.problem.terms
+    def form(self) -> Form:
+        def middle(place: int, batch: Any, output: Tensor) -> Middle:
+            return output_hessian(self.problem.supervised(), output, unpack(batch)[-1])
+
+        return Form(output_of, jacobian_products, middle)
 
 
-def output_hessian(objective: Objective, output: Tensor, target: Any) -> Callable[[Tensor], Tensor]:
+def output_of(run: Evaluation, batch: Any) -> Tensor:
+    """The model's output, which must be one tensor."""
+    output, _ = run.output(batch)
+    if not isinstance(output, Tensor):
+        raise InputError(
+            f"the model returns a {type(output).__name__}: Gauss–Newton and Fisher matrices need one "
+            "output tensor; wrap the model so that it returns the logits alone"
+        )
+    return output
+
+
+def output_hessian(objective: Objective, output: Tensor, target: Any) -> Middle:
     """Product with the Hessian of the sum of loss terms in the model's output."""
-    leaf = output.requires_grad_()
-    total, _ = objective.total(leaf, target)
+    if objective.likelihood == "categorical":
+        return categorical(objective, output, target)
+    if objective.function is F.mse_loss and objective.options.get("weight") is None:
+        return lambda tangent: 2 * tangent
+    leaf = output.detach().requires_grad_()
+    total = objective.sum(leaf, target)
     if not total.requires_grad:  # a batch without terms
         return torch.zeros_like
     (gradient,) = torch.autograd.grad(total, leaf, create_graph=True)
@@ -63,10 +77,16 @@ def output_hessian(objective: Objective, output: Tensor, target: Any) -> Callabl
     return product
 
 
-def require_tensor(output: Any) -> None:
-    """Refuse outputs that are not one tensor."""
-    if not isinstance(output, Tensor):
-        raise InputError(
-            f"the model returns a {type(output).__name__}: Gauss–Newton and Fisher matrices need one "
-            "output tensor; wrap the model so that it returns the logits alone"
-        )
+def categorical(objective: Objective, output: Tensor, target: Any) -> Middle:
+    """Product with m (diag(p) − ppᵀ), p = softmax(output), m the mass of the term's target.
+
+    Hessian of cross-entropy in the logits, and the exact Fisher matrix of the softmax.
+    """
+    dim = objective.class_dim
+    weights = objective.term_masses(output, target).unsqueeze(dim)
+    p = output.softmax(dim)
+
+    def product(tangent: Tensor) -> Tensor:
+        return weights * (p * tangent - p * (p * tangent).sum(dim, keepdim=True))
+
+    return product

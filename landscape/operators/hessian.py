@@ -1,17 +1,15 @@
 """The Hessian of the loss."""
 
-import torch
-from torch import Tensor
-
+from landscape.evaluation import Evaluation
 from landscape.operators.base import CurvatureOperator
-from landscape.operators.products.double_backward import hessian_products
+from landscape.operators.products.double_backward import hessian_product
+from landscape.operators.products.engine import Form
 
 
 class Hessian(CurvatureOperator):
     """H = ∇²L(θ), symmetric, of order P, exact for the whole data set.
 
-    Args:
-        problem: the loss whose curvature is meant.
+    Args and errors: those of `CurvatureOperator`.
 
     Example:
         >>> import torch, landscape as ls
@@ -23,10 +21,5 @@ class Hessian(CurvatureOperator):
                 [0., 0., 0.]])
     """
 
-    def _multiply(self, block: Tensor) -> Tensor:
-        result = torch.zeros_like(block)
-        with self.problem.evaluation() as run:
-            for batch in run.batches():
-                total, _ = run.total(batch)
-                result += hessian_products(run, total, block)
-        return result / self.problem.terms
+    def form(self) -> Form:
+        return Form(Evaluation.scalar, lambda run, loss: [hessian_product(run, loss)])

@@ -1,0 +1,366 @@
+"""Products of a curvature operator over all batches: which engine, in what chunks, within what memory."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from landscape.errors import InputError
+from landscape.evaluation import Evaluation, slots
+from landscape.memory import available_bytes
+from landscape.operators.products.double_backward import Product
+from landscape.operators.products.footprint import storage_bytes
+from landscape.operators.products.plan import Memory, Plan, Settings
+from landscape.operators.products.recipes import Maps, Recipe, Value, key
+from landscape.operators.products.tracing import NotTraceable
+from landscape.problem import Problem
+
+Middle = Callable[[Tensor], Tensor]
+# Tracing takes a second or so, which few products, or those of a tiny problem, would not give back.
+LEAST_COLUMNS, LEAST_ARITHMETIC = 20, 5e9
+WORTH_KEEPING = 0.1  # share of the time that kept residuals must save
+CHUNKS = (4,)  # vectors at once, tried beside one by one
+# Largest accepted difference from autograd: no rounding, but a sign of something frozen into the trace.
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an operator multiplies by, batch by batch: a Hessian, or Jᵀ M J.
+
+    `value` gives the loss or the output of a batch, `maps` the linear maps derived from it, and `middle`
+    the M of a batch, from its place, the batch and its output.
+    """
+
+    value: Value
+    maps: Maps
+    middle: Callable[[int, Any, Tensor], Middle] | None = None
+
+
+@dataclass
+class Prepared:
+    """A batch ready to be multiplied: its recipe, its residuals, its M."""
+
+    recipe: Recipe
+    residuals: list[Tensor]
+    middle: Middle | None
+
+    def images(self, vectors: Tensor) -> Tensor:
+        """Products with vectors (c, P)."""
+        images = self.recipe.images(0, self.residuals, vectors)
+        if self.middle is None:
+            return images
+        with torch.enable_grad():
+            tangents = torch.stack([self.middle(image).contiguous() for image in images]).detach()
+        return self.recipe.images(1, self.residuals, tangents)
+
+    def bytes(self) -> int:
+        return storage_bytes(self.residuals)
+
+
+class Products:
+    """Σ over the batches of their products with a block, kept fast from call to call.
+
+    Args:
+        problem: its batches, and the dtype of the products.
+        form: what is multiplied.
+        accumulation: dtype of the sums over batches.
+        settings: see there.
+    """
+
+    def __init__(
+        self, problem: Problem, form: Form, accumulation: torch.dtype, settings: Settings
+    ) -> None:
+        self.problem, self.form, self.settings = problem, form, settings
+        self.accumulation = accumulation
+        self.expected = 0  # columns, so far and announced
+        self.plan = Plan(
+            "double backward",
+            "asked for"
+            if settings.engine == "double backward"
+            else "too few products to be worth tracing",
+            dtype=_name(problem.dtype),
+            accumulation=_name(accumulation),
+            device=str(problem.device),
+        )
+        self._recipes: dict[Any, Recipe] = {}
+        self._kept: dict[int, Prepared] = {}
+        self._state: list[Tensor] = []
+        self._checked: set[int] = set()
+        self._budget = 0
+        self._seconds = {"primal": 0.0, "linear": 0.0}
+
+    def multiply(self, block: Tensor) -> Tensor:
+        """Σ over batches of the products with a block (P, K)."""
+        self.expected += block.shape[1]
+        rows = block.T.to(self.problem.dtype).contiguous()
+        if self._splits():
+            try:
+                return self._by_split(rows).T
+            except NotTraceable as reason:
+                if self.settings.engine == "split":
+                    raise InputError(
+                        f"this model cannot be multiplied by the split product ({reason}): "
+                        "use engine='auto'"
+                    ) from reason
+                self._forget()
+                self.settings = replace(self.settings, engine="double backward")
+                self.plan = replace(self.plan, engine="double backward", reason=str(reason))
+        return self._by_double_backward(rows).T
+
+    def _splits(self) -> bool:
+        if self.settings.engine != "auto":
+            return self.settings.engine == "split"
+        if self.plan.engine == "split":
+            return True
+        # At least 12 operations per parameter and sample; convolutions do more.
+        arithmetic = 12.0 * self.problem.size * max(self.problem.samples, self.problem.terms)
+        return self.expected > LEAST_COLUMNS and self.expected * arithmetic > LEAST_ARITHMETIC
+
+    def _by_double_backward(self, rows: Tensor) -> Tensor:
+        result = torch.zeros_like(rows, dtype=self.accumulation)
+        with self.problem.evaluation() as run:
+            for place, batch in enumerate(run.batches()):
+                product = self._eager(run, place, batch)
+                for k, vector in enumerate(rows):
+                    result[k] += product(vector)
+        return result
+
+    def _eager(self, run: Evaluation, place: int, batch: Any) -> Product:
+        """The product of one batch by autograd."""
+        value = self.form.value(run, batch)
+        first, *others = self.form.maps(run, value)
+        if self.form.middle is None:
+            return first
+        middle = self.form.middle(place, batch, value.detach())
+        return lambda vector: others[0](middle(first(vector)).detach())
+
+    def _by_split(self, rows: Tensor) -> Tensor:
+        while True:
+            try:
+                return self._once(rows)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error) or not self._degrade():
+                    raise
+
+    def _once(self, rows: Tensor) -> Tensor:
+        result = torch.zeros_like(rows, dtype=self.accumulation)
+        if not self._unchanged():
+            self._forget()
+        if len(self._kept) == self.problem.batch_count:
+            for prepared in self._kept.values():
+                self._add(result, prepared, rows)
+            return result
+        with self.problem.evaluation() as run:
+            if not self._kept:
+                self._state = run.values
+            for place, batch in enumerate(run.batches()):
+                prepared = self._kept.get(place) or self._prepare(run, place, batch, len(rows))
+                self._add(result, prepared, rows)
+                self._keep(place, prepared, len(rows))
+        return result
+
+    def _add(self, result: Tensor, prepared: Prepared, rows: Tensor) -> None:
+        start, chunk = 0, self.plan.chunk
+        while start < len(rows):
+            width = chunk if start + chunk <= len(rows) else 1
+            result[start : start + width] += prepared.images(rows[start : start + width])
+            start += width
+
+    # What is kept between calls.
+
+    def _unchanged(self) -> bool:
+        """Whether weights and buffers are still those that the residuals were computed from."""
+        if not self._kept:
+            return True
+        now = slots(self.problem).originals
+        return len(now) == len(self._state) and all(
+            new.shape == old.shape and torch.equal(new.detach().to(old), old)
+            for new, old in zip(now, self._state, strict=True)
+        )
+
+    def _forget(self) -> None:
+        self._kept.clear()
+        self._state = []
+        self.plan = replace(self.plan, kept=0)
+
+    def _keep(self, place: int, prepared: Prepared, width: int) -> None:
+        """Hold on to the residuals of a batch if that saves enough time and fits."""
+        primal, linear = self._seconds["primal"], self._seconds["linear"] * width
+        if place in self._kept or primal < WORTH_KEEPING * (primal + linear):
+            return
+        held = sum(other.bytes() for other in self._kept.values())
+        if held + prepared.bytes() + self._working(prepared.recipe) <= self._budget:
+            self._kept[place] = prepared
+            self.plan = replace(self.plan, kept=len(self._kept))
+
+    def _working(self, recipe: Recipe) -> int:
+        """Memory at work beside the kept residuals."""
+        images = self.plan.chunk * self.problem.size * self.problem.dtype.itemsize
+        return recipe.residual_bytes + recipe.working_bytes[self.plan.chunk] + images
+
+    def _degrade(self) -> bool:
+        """Give something up after memory ran out; False if nothing is left."""
+        if self._kept:
+            self._forget()
+            self._budget, given_up = 0, "kept residuals"
+        elif self.plan.chunk > 1:
+            smaller = self.plan.chunk // 2
+            given_up = f"chunks of {self.plan.chunk}"
+            self.plan = replace(self.plan, chunk=smaller)
+            try:
+                for recipe in self._recipes.values():
+                    recipe.prepare(smaller)
+            except NotTraceable:
+                self.plan = replace(self.plan, chunk=1)
+        else:
+            return False
+        self.plan = replace(self.plan, degraded=(*self.plan.degraded, given_up))
+        if self.problem.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
+
+    # How it is done: decided on the first batch.
+
+    def _prepare(self, run: Evaluation, place: int, batch: Any, width: int) -> Prepared:
+        if self.plan.engine != "split":
+            self._decide(run, place, batch, width)
+        recipe = self._recipe(run, place, batch, self.plan.layout)
+        recipe.prepare(self.plan.chunk)
+        if self.plan.compiled:
+            recipe.compile()
+        return self._prepared(run, place, batch, recipe)
+
+    def _decide(self, run: Evaluation, place: int, batch: Any, width: int) -> None:
+        """Layout and chunk: the fastest on this batch of those that fit into memory."""
+        given = self.settings
+        self._budget = _budget(given.memory, self.problem.device)
+        layouts = [given.layout] if given.layout else ["contiguous"]
+        recipe = self._recipe(run, place, batch, layouts[0])
+        if not given.layout and recipe.convolves:
+            layouts.append("channels last")
+        chunks = [given.chunk] if given.chunk else [1, *(c for c in CHUNKS if c <= width)]
+        tried: dict[tuple[str, int], Prepared] = {}
+        for layout in layouts:
+            for chunk in chunks:
+                try:
+                    recipe = self._recipe(run, place, batch, layout)
+                    recipe.prepare(chunk)
+                except NotTraceable:
+                    if len(layouts) * len(chunks) == 1:
+                        raise
+                    continue
+                if chunk == 1 or self._fits(recipe, chunk):
+                    tried[layout, chunk] = self._prepared(run, place, batch, recipe)
+        if not self._fits(recipe, 1) and given.memory != "auto":
+            raise InputError(
+                f"memory={given.memory:,} bytes do not hold one product: the residuals of the first batch "
+                f"take {recipe.residual_bytes:,} and the product {recipe.working_bytes[1]:,}; "
+                "make the batches smaller, or the budget larger"
+            )
+        seconds = self._time(tried)
+        layout, chunk = min(seconds, key=seconds.__getitem__)
+        start = _now(self.problem.device)
+        tried[layout, chunk].recipe.residuals(run, batch)
+        self._seconds = {
+            "primal": _now(self.problem.device) - start,
+            "linear": seconds[layout, chunk],
+        }
+        self.plan = replace(
+            self.plan,
+            engine="split",
+            reason="traced, and equal to double backward on the first batch",
+            layout=layout,
+            chunk=chunk,
+            compiled=given.compile,
+            measured={_label(*how): value for how, value in seconds.items()},
+        )
+
+    def _fits(self, recipe: Recipe, chunk: int) -> bool:
+        return recipe.residual_bytes + recipe.working_bytes[chunk] <= self._budget
+
+    def _time(self, tried: dict[tuple[str, int], Prepared]) -> dict[tuple[str, int], float]:
+        """Seconds per vector of every way: the best of three after a warm-up, taken in turns."""
+        if len(tried) == 1:
+            rounds = 1
+        else:
+            rounds = 3
+        size = self.problem.size
+        vectors = torch.ones(max(c for _, c in tried), size).to(
+            self.problem.device, self.problem.dtype
+        )
+        times: dict[tuple[str, int], list[float]] = {how: [] for how in tried}
+        for _ in range(1 + rounds):
+            for (layout, chunk), prepared in tried.items():
+                start = _now(self.problem.device)
+                prepared.images(vectors[:chunk])
+                elapsed = _now(self.problem.device) - start
+                times[layout, chunk].append(elapsed / chunk)
+        return {how: min(values[1:]) for how, values in times.items()}
+
+    def _recipe(self, run: Evaluation, place: int, batch: Any, layout: str) -> Recipe:
+        """The recipe for batches like this one, traced and compared with autograd if it is new."""
+        this = (layout, key(run, batch))
+        if this not in self._recipes:
+            with torch.no_grad():
+                example = self.form.value(run, batch)
+            recipe = Recipe(run, batch, self.form.value, self.form.maps, example, layout)
+            vector = torch.ones(self.problem.size, device=self.problem.device)
+            vector[::2] = -1  # of both signs, and nothing random
+            vector = vector.to(self.problem.dtype)
+            try:
+                found = self._prepared(run, place, batch, recipe).images(vector[None])[0]
+            except (RuntimeError, TypeError) as error:  # some kernels run only under autograd
+                if _is_out_of_memory(error):
+                    raise
+                raise NotTraceable(str(error).strip().splitlines()[0]) from error
+            self._require_close("product", found, self._eager(run, place, batch)(vector))
+            self._recipes[this] = recipe
+        return self._recipes[this]
+
+    def _prepared(self, run: Evaluation, place: int, batch: Any, recipe: Recipe) -> Prepared:
+        residuals = recipe.residuals(run, batch)
+        value = recipe.value(residuals)
+        if place not in self._checked:
+            with torch.no_grad():
+                self._require_close("value", value, self.form.value(run, batch))
+            self._checked.add(place)
+        middle = self.form.middle(place, batch, value) if self.form.middle else None
+        return Prepared(recipe, residuals, middle)
+
+    def _require_close(self, what: str, found: Tensor, expected: Tensor) -> None:
+        difference = float((found - expected.detach()).norm())
+        size = float(expected.norm())
+        if not difference <= TOLERANCE[self.problem.dtype] * size:
+            share = difference / size if size else difference
+            raise NotTraceable(f"the traced {what} differs from autograd's by {share:.1g}")
+
+
+def _budget(memory: Memory, device: torch.device) -> int:
+    """Bytes that residuals and products may take: as asked, or half of what is free."""
+    if memory != "auto":
+        return memory
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+    return free // 2
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _label(layout: str, chunk: int) -> str:
+    return f"{layout}, " + ("one by one" if chunk == 1 else f"{chunk} at once")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "not enough memory" in str(error)

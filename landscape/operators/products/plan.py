@@ -1,0 +1,107 @@
+"""How products are executed: everything on which the last bit of a result depends."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+
+from landscape.errors import InputError
+
+ENGINES = ("auto", "split", "double backward")
+Memory = int | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user decides about products; layout and chunk only by replaying a plan."""
+
+    engine: str = "auto"
+    memory: Memory = "auto"
+    compile: bool = False
+    layout: str | None = None
+    chunk: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The execution of an operator's products.
+
+    With the same plan, threads and device a product is the same to the last bit, whether residuals are
+    kept or recomputed.
+
+    Attributes:
+        engine: "split" (traced once, the part that does not depend on the vector shared by all), or
+            "double backward" (autograd, one retained graph per batch).
+        reason: why this engine.
+        layout: "contiguous" or "channels last", the memory layout of images.
+        chunk: vectors multiplied at once; 1 for one by one.
+        compiled: whether the linear part was compiled by Inductor.
+        kept: batches whose residuals are held from product to product.
+        dtype: of the products; `accumulation` of the sums over batches and of the vectors.
+        error: relative difference of a product from one in the accumulation's dtype, where they differ.
+        threads, device: where it ran.
+        measured: seconds per vector of what was tried on the first batch, by name.
+        degraded: what was given up because memory ran out.
+    """
+
+    engine: str
+    reason: str
+    layout: str = "contiguous"
+    chunk: int = 1
+    compiled: bool = False
+    kept: int = 0
+    dtype: str = "float32"
+    accumulation: str = "float32"
+    error: float | None = None
+    threads: int = field(default_factory=torch.get_num_threads)
+    device: str = "cpu"
+    measured: dict[str, float] = field(default_factory=dict)
+    degraded: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def settings_of(
+    engine: str,
+    memory: Memory,
+    products: torch.dtype | None,
+    compile: bool,
+    plan: Plan | Mapping[str, Any] | None,
+) -> tuple[torch.dtype | None, Settings]:
+    """What was asked for, checked: the dtype of products (None for the problem's), and the rest.
+
+    Raises:
+        InputError: something is out of range, or the plan is for another number of threads.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"the engine is {engine!r}: choose one of {', '.join(ENGINES)}")
+    if memory != "auto" and not (isinstance(memory, int) and memory > 0):
+        raise InputError(f"memory is {memory!r}: give a positive number of bytes, or 'auto'")
+    if products is not None and not products.is_floating_point:
+        raise InputError(f"products is {products}: choose a floating-point type")
+    if plan is None:
+        return products, Settings(engine, memory, compile)
+    found = _read(plan)
+    return getattr(torch, found.dtype), Settings(
+        found.engine, memory, found.compiled, found.layout, found.chunk
+    )
+
+
+def _read(plan: Plan | Mapping[str, Any]) -> Plan:
+    """A plan, or what `to_dict` made of one."""
+    if not isinstance(plan, Plan):
+        known = {f.name for f in fields(Plan)}
+        if not {"engine", "reason", "threads"} <= set(plan) or set(plan) - known:
+            raise InputError(
+                f"the plan has the entries {', '.join(map(str, plan))}: pass operator.plan, what its "
+                "to_dict() gave, or the plan of a saved result"
+            )
+        plan = Plan(**{**plan, "degraded": tuple(plan.get("degraded", ()))})
+    if plan.threads != torch.get_num_threads():
+        raise InputError(
+            f"the plan was made with {plan.threads} threads and this process uses "
+            f"{torch.get_num_threads()}, which rounds differently: call torch.set_num_threads({plan.threads})"
+        )
+    return plan
