@@ -294,9 +294,9 @@ def slots(problem: "Problem") -> Slots:
         for name, value in vars(module).items():
             if isinstance(value, Tensor) and not value.requires_grad:
                 found.places.append((module.__dict__, name, position(value)))
-        for name, value in module._buffers.items():
-            if value is not None:
-                found.buffers.append((module, name, position(value)))
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                found.buffers.append((module, name, position(buffer)))
     return found
 
 

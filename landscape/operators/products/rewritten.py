@@ -47,7 +47,7 @@ class Rewritten(TorchFunctionMode):
         **named: Any,
     ) -> Tensor | None:
         order = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
-        options = {"output_padding": 0, "groups": 1, "dilation": 1}
+        options: dict[str, Any] = {"output_padding": 0, "groups": 1, "dilation": 1}
         options |= dict(zip(order, others, strict=False)) | named
         if isinstance(padding, str) or input.ndim != dims + 2 or input.is_complex():
             return None
@@ -55,7 +55,8 @@ class Rewritten(TorchFunctionMode):
             list(v) if isinstance(v, (tuple, list)) and len(v) == dims else [_only(v)] * dims
             for v in (stride, padding, options["dilation"], options["output_padding"])
         ]
-        geometry = (*spread[:3], transposed, spread[3], options["groups"])
+        steps, pads, gaps, extra = spread
+        geometry = (steps, pads, gaps, transposed, extra, options["groups"])
         found = Convolved(input, weight, bias, geometry)
         result = found.result()
         self.convolved[id(result)] = found._replace(kept=result)

@@ -60,7 +60,7 @@ def _without_mutation(graph: fx.Graph) -> bool:
         Whether none is left. `functionalize` would do for all of them, in twice the time.
     """
     order = {node: place for place, node in enumerate(graph.nodes)}
-    for node in order:
+    for node, place in order.items():
         schema = getattr(node.target, "_schema", None)
         if schema is None or not schema.is_mutable:
             continue
@@ -72,7 +72,7 @@ def _without_mutation(graph: fx.Graph) -> bool:
         if len({other.meta["val"].dtype for other in node.all_input_nodes}) > 1:
             return False
         node.target = plain
-        later = {user for user in changed.users if order[user] > order[node]}
+        later = {user for user in changed.users if order[user] > place}
         changed.replace_all_uses_with(node, delete_user_cb=later.__contains__)
     return True
 
