@@ -31,13 +31,14 @@ class Cost:
     `products` counts matrix–vector products, `gradient_equivalents` the time of those products divided
     by the time of one gradient over the same data in the same process (None where there is no model),
     `seconds` the wall-clock time, `peak_bytes` the largest memory: of the process on the CPU, of the
-    allocator on CUDA.
+    allocator on CUDA; `engine` says how the products were made (None where there is no model).
     """
 
     products: int
     gradient_equivalents: float | None
     seconds: float
     peak_bytes: int
+    engine: str | None = None
 
     def __add__(self, other: "Cost") -> "Cost":
         parts = (self.gradient_equivalents, other.gradient_equivalents)
@@ -46,6 +47,7 @@ class Cost:
             None if None in parts else sum(p for p in parts if p is not None),
             self.seconds + other.seconds,
             max(self.peak_bytes, other.peak_bytes),
+            self.engine if self.engine == other.engine else f"{self.engine}, {other.engine}",
         )
 
 
@@ -66,6 +68,7 @@ class Meter:
             None if problem is None else spent / problem.gradient_seconds(),
             elapsed,
             _peak_bytes(self._operator.device.type),
+            None if self._operator.plan is None else self._operator.plan.engine,
         )
 
 
@@ -116,6 +119,7 @@ def provenance(operator: "Operator", *, seed: int, command: str | None) -> dict[
         "seed": seed,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
+        "plan": None if operator.plan is None else operator.plan.to_dict(),
         "problem": None if problem is None else problem.summary(),
     }
 

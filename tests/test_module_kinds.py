@@ -116,9 +116,11 @@ def problem(kind: Kind, wanted: Tensor, dtype: torch.dtype | None = None) -> ls.
     return ls.Problem(kind.model, "mse", batches, norm_stats=kind.norm_stats, dtype=dtype)
 
 
-def products(kind: Kind, wanted: Tensor, dtype: torch.dtype) -> Tensor:
+def products(kind: Kind, wanted: Tensor, dtype: torch.dtype, announced: int = 0) -> Tensor:
     asked = problem(kind, wanted, dtype)
-    return (ls.Hessian(asked) @ vectors(asked.size).to(dtype)).to(DOUBLE)
+    H = ls.Hessian(asked)
+    H.expect(announced)
+    return (H @ vectors(asked.size).to(dtype)).to(DOUBLE)
 
 
 @pytest.mark.parametrize("name", KINDS)

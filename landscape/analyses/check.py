@@ -26,7 +26,6 @@ TOLERANCE = 1e-4  # accepted residual of an eigenvalue, as a share of the larges
 PRODUCTS = 50  # that a search for a few eigenvalues takes, about
 LEAST_SAMPLES = 16  # to compare on
 
-ENGINE = "double backward"
 WHY = (
     "differentiates everything that autograd can differentiate twice; tried on every batch, symmetric "
     "to {symmetry:.0e}"
@@ -138,7 +137,7 @@ def check(
         repeatable=repeatable,
         symmetry=symmetry,
         special=_grouped(special_modules(problem)),
-        engine=ENGINE,
+        engine=H.plan.engine,
         why=WHY.format(symmetry=max(symmetry, eps)),
         forecasts=forecast(problem),
         compared_samples=problem.samples,

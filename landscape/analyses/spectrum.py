@@ -267,7 +267,6 @@ def spectrum(
         failures=_failures(pairs, found, top, tolerance),
         cost=cost,
         provenance=provenance(A, seed=seed, command=command)
-        | {"plan": {"engine": "double backward", "probes_per_block": probes}}
         | {"residual_dtype": str(pairs.values.dtype).removeprefix("torch.")}
         | {"arguments": {"top": top, "probes": probes, "steps": steps, "tolerance": tolerance}},
         eigenvectors=pairs.vectors[:, :top],

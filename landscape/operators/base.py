@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,11 @@ class Operator:
     def _multiply(self, block: Tensor) -> Tensor:
         """A times a block of shape (P, K)."""
         raise NotImplementedError
+
+    @property
+    def plan(self) -> Plan | None:
+        """How products are executed; None where there is no model to differentiate."""
+        return None
 
     def expect(self, products: int) -> None:
         """Announce about how many columns will be multiplied, so that the fastest way is prepared."""
@@ -213,6 +219,10 @@ class Submatrix(Operator):
         super().__init__(indices.numel(), operator.dtype, operator.device)
         self.operator, self.indices = operator, indices
 
+    @property
+    def plan(self) -> Plan | None:
+        return self.operator.plan
+
     def expect(self, products: int) -> None:
         self.operator.expect(products)
 
@@ -277,7 +287,13 @@ class CurvatureOperator(Operator):
         return Products(problem, self.form(), self.problem.dtype, settings)
 
     def _multiply(self, block: Tensor) -> Tensor:
-        return self._products.multiply(block) / self._divisor()
+        result = self._products.multiply(block)
+        if self._products.problem.dtype != self.dtype and self._products.error is None:
+            # What the narrower type costs, measured on the first vector.
+            exact = Products(self.problem, self.form(), self.dtype, Settings("double backward"))
+            expected = exact.multiply(block[:, :1])[:, 0]
+            self._products.error = float((result[:, 0] - expected).norm() / expected.norm())
+        return result / self._divisor()
 
     def expect(self, products: int) -> None:
         self._products.expected += products
@@ -285,7 +301,7 @@ class CurvatureOperator(Operator):
     @property
     def plan(self) -> Plan:
         """How products are executed, as of the last one."""
-        return self._products.plan
+        return replace(self._products.plan, error=self._products.error)
 
     def astype(self, dtype: torch.dtype) -> "CurvatureOperator":
         """The same matrix in another floating-point type, its counters at zero."""

@@ -77,6 +77,7 @@ class Products:
         self.problem, self.form, self.settings = problem, form, settings
         self.accumulation = accumulation
         self.expected = 0  # columns, so far and announced
+        self.error: float | None = None  # of another dtype than the accumulation's
         self.plan = Plan(
             "double backward",
             "asked for"
