@@ -1,6 +1,7 @@
 """The product of one batch as traced graphs, for all batches of the same shapes."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -122,7 +123,12 @@ def _batched(part: fx.GraphModule, chunk: int) -> fx.GraphModule:
     """A linear map of vectors (chunk, …)."""
     *residuals, vector = (n.meta["val"] for n in part.graph.nodes if n.op == "placeholder")
     several = vector.new_empty(chunk, *vector.shape)
-    graph = traced(torch.vmap(part, (None,) * len(residuals) + (0,)), [*residuals, several])
+    loose = fx.GraphModule(part, copy.deepcopy(part.graph))
+    for node in loose.graph.nodes:  # batched, a tensor may have other strides than the view expects
+        if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+            node.target = torch.ops.aten.reshape.default
+    loose.recompile()
+    graph = traced(torch.vmap(loose, (None,) * len(residuals) + (0,)), [*residuals, several])
     Simplification(graph, 1).run()
     return graph
 
