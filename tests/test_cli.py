@@ -46,7 +46,7 @@ def test_json_on_stdout_is_pure_and_follows_the_schema(
     assert len(density["standard_error"]) == len(density["grid"])
     assert len(result["ritz"]) == 3
     assert all(sum(probe["weights"]) == pytest.approx(1) for probe in result["ritz"])
-    cost = {"products", "gradient_equivalents", "seconds", "peak_bytes"}
+    cost = {"products", "gradient_equivalents", "seconds", "peak_bytes", "engine"}
     assert set(result["cost"]) == cost
     assert result["provenance"]["command"].startswith("landscape spectrum")
 

@@ -63,7 +63,8 @@ def check_split(name: str, operator: str) -> None:
     A = getattr(ls, operator)(problem, engine="split")
     found = A @ unit
     assert A.plan.engine == "split"
-    assert relative(found, dense_truth(name, operator)) < 1e-10
+    expected = dense_truth(name, operator)  # zero for one of them
+    assert (found - expected).norm() <= 1e-10 * expected.norm()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -203,7 +204,7 @@ def test_control_flow_on_values_falls_back_and_says_why():
     A.expect(10**12)
     assert relative(A @ V, ls.Hessian(problem, engine="double backward") @ V) == 0
     assert A.plan.engine == "double backward"
-    assert "data-dependent" in A.plan.reason.lower().replace("datadependent", "data-dependent")
+    assert "data-dependent" in A.plan.reason
     assert ls.trace(A, probes=2).cost.engine == "double backward"
 
 

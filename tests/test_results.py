@@ -55,7 +55,11 @@ def test_cost_becomes_a_dictionary_and_adds_up() -> None:
         "gradient_equivalents": 25.0,
         "seconds": 1.5,
         "peak_bytes": 100,
+        "engine": None,
     }
+    split, plain = Cost(1, 1.0, 1.0, 1, "split"), Cost(1, 1.0, 1.0, 1, "double backward")
+    assert (split + split).engine == "split"
+    assert (split + plain).engine == "split, double backward"
 
 
 def test_floats_come_back_bit_for_bit() -> None:
@@ -168,7 +172,8 @@ def test_saved_spectrum_has_the_keys_of_its_schema(result: ls.Spectrum) -> None:
     assert len(lengths) == 1
     assert len(saved["ritz"]) == 4
     assert all({"nodes", "weights"} <= set(probe) for probe in saved["ritz"])
-    assert set(saved["cost"]) == {"products", "gradient_equivalents", "seconds", "peak_bytes"}
+    cost = {"products", "gradient_equivalents", "seconds", "peak_bytes", "engine"}
+    assert set(saved["cost"]) == cost
     assert {"landscape", "torch", "device", "dtype", "seed", "date", "command", "problem"} <= set(
         saved["provenance"]
     )

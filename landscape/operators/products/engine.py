@@ -308,7 +308,12 @@ class Products:
         if this not in self._recipes:
             with torch.no_grad():
                 example = self.form.value(run, batch)
-            recipe = Recipe(run, batch, self.form.value, self.form.maps, example, layout)
+            try:
+                recipe = Recipe(run, batch, self.form.value, self.form.maps, example, layout)
+            except RuntimeError as error:  # torch's rewriting has its own surprises
+                if _is_out_of_memory(error):
+                    raise
+                raise NotTraceable(str(error).strip().splitlines()[0]) from error
             vector = torch.ones(self.problem.size, device=self.problem.device)
             vector[::2] = -1  # of both signs, and nothing random
             vector = vector.to(self.problem.dtype)

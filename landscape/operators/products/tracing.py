@@ -37,6 +37,14 @@ def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphMo
             raise NotTraceable(f"{node.target} draws random numbers")
         if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
             raise NotTraceable(f"{node.target} writes to an input")
+        value = node.meta.get("val")
+        for part in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(part, torch.SymInt):
+                raise NotTraceable("the shapes of tensors depend on values")
+            if isinstance(part, Tensor) and part.layout != torch.strided:
+                raise NotTraceable("sparse tensors are at work")
+            if isinstance(part, Tensor) and any(isinstance(n, torch.SymInt) for n in part.shape):
+                raise NotTraceable("the shapes of tensors depend on values")
     graph.graph.eliminate_dead_code()
     return graph
 
