@@ -274,6 +274,17 @@ def test_products_in_another_type_are_accumulated_in_the_problems():
     assert 1e-4 < rough.plan.error < 0.1
 
 
+@pytest.mark.slow
+def test_compiled_products_are_the_same():
+    problem = mlp_problem()
+    A = ls.Hessian(problem, engine="split", compile=True)
+    V = vectors(problem)
+    expected = ls.Hessian(problem, engine="double backward") @ V
+    assert relative(A @ V, expected) < 1e-12
+    assert relative(A @ V[:, :1], expected[:, :1]) < 1e-12
+    assert A.plan.compiled
+
+
 def test_nothing_is_left_behind_by_tracing():
     problem = mlp_problem()
     before = {name: value.clone() for name, value in problem.model.state_dict().items()}

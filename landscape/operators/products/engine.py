@@ -230,9 +230,7 @@ class Products:
         if self.plan.engine != "split":
             self._decide(run, place, batch, width)
         recipe = self._recipe(run, place, batch, self.plan.layout)
-        recipe.prepare(self.plan.chunk)
-        if self.plan.compiled:
-            recipe.compile()
+        recipe.prepare(self.plan.chunk, compiled=self.plan.compiled)
         return self._prepared(run, place, batch, recipe)
 
     def _decide(self, run: Evaluation, place: int, batch: Any, width: int) -> None:
@@ -245,6 +243,7 @@ class Products:
             layouts.append("channels last")
         chunks = [given.chunk] if given.chunk else [1, *(c for c in CHUNKS if c <= width)]
         tried: dict[tuple[str, int], Prepared] = {}
+        ready: dict[str, Prepared] = {}
         for layout in layouts:
             for chunk in chunks:
                 try:
@@ -254,8 +253,10 @@ class Products:
                     if len(layouts) * len(chunks) == 1:
                         raise
                     continue
-                if chunk == 1 or self._fits(recipe, chunk):
-                    tried[layout, chunk] = self._prepared(run, place, batch, recipe)
+                if layout not in ready:
+                    ready[layout] = self._prepared(run, place, batch, recipe)
+                if chunk == chunks[0] or self._fits(recipe, chunk):
+                    tried[layout, chunk] = ready[layout]
         if not self._fits(recipe, 1) and given.memory != "auto":
             raise InputError(
                 f"memory={given.memory:,} bytes do not hold one product: the residuals of the first batch "
@@ -285,10 +286,7 @@ class Products:
 
     def _time(self, tried: dict[tuple[str, int], Prepared]) -> dict[tuple[str, int], float]:
         """Seconds per vector of every way: the best of three after a warm-up, taken in turns."""
-        if len(tried) == 1:
-            rounds = 1
-        else:
-            rounds = 3
+        rounds = 1 if len(tried) == 1 else 3
         size = self.problem.size
         vectors = torch.ones(max(c for _, c in tried), size).to(
             self.problem.device, self.problem.dtype

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,6 +75,7 @@ class Recipe:
         Simplification(graph, count).run()
         self._split = split(graph, count)
         self._chunks: dict[int, list[Callable[..., Tensor]]] = {1: list(self._split.linear)}
+        self._compiled: set[int] = set()
         outputs = [n.meta["val"] for n in self._split.primal.graph.output_node().all_input_nodes]
         given = [n.meta["val"] for n in graph.graph.nodes if n.op == "placeholder"]
         self.residual_bytes = storage_bytes(outputs, given)
@@ -102,8 +104,8 @@ class Recipe:
                 return self._chunks[1][i](*needed, vectors[0])[None]
             return self._chunks[len(vectors)][i](*needed, vectors)
 
-    def prepare(self, chunk: int) -> None:
-        """Make ready to multiply `chunk` vectors at once.
+    def prepare(self, chunk: int, *, compiled: bool = False) -> None:
+        """Make ready to multiply `chunk` vectors at once, and one; `compiled` hands them to Inductor.
 
         Raises:
             NotTraceable: some operation cannot be batched.
@@ -112,11 +114,9 @@ class Recipe:
             parts = [_batched(part, chunk) for part in self._split.linear]
             self._chunks[chunk] = list(parts)
             self.working_bytes[chunk] = max(map(working_bytes, parts))
-
-    def compile(self) -> None:
-        """Hand the maps to Inductor."""
-        for chunk, parts in self._chunks.items():
-            self._chunks[chunk] = [torch.compile(part) for part in parts]
+        for width in {1, chunk} - self._compiled if compiled else ():
+            self._chunks[width] = [torch.compile(part) for part in self._chunks[width]]
+            self._compiled.add(width)
 
 
 def _batched(part: fx.GraphModule, chunk: int) -> fx.GraphModule:
@@ -165,8 +165,15 @@ def _configuration(run: Evaluation) -> Any:
                 yield name, value
             elif isinstance(value, dict):
                 if name not in ("_parameters", "_buffers"):
-                    yield name, tuple(map(id, value.values()))
+                    yield name, tuple(map(_identity, value.values()))
             elif isinstance(value, (list, tuple)):
-                yield name, tuple(map(id, value))
+                yield name, tuple(map(_identity, value))
             elif not isinstance(value, Tensor):
                 yield name, id(value)
+
+
+def _identity(thing: Any) -> Any:
+    """What tells an entry of a module's list from another; caches of the weights are made anew."""
+    if isinstance(thing, weakref.ref) or (isinstance(thing, Tensor) and thing.requires_grad):
+        return type(thing)
+    return thing if isinstance(thing, (int, float, str, bool)) else id(thing)
