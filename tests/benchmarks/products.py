@@ -9,6 +9,7 @@ that are not installed are left out, and the table says so.
 
 import argparse
 import contextlib
+import importlib
 import importlib.metadata
 import json
 import platform
@@ -198,12 +199,19 @@ def _eig(matrix: torch.Tensor, eigenvectors: bool) -> tuple[torch.Tensor, torch.
 
 
 def versions() -> dict[str, str | None]:
-    names = ["torch", "pyhessian", "hessian-eigenthings", "curvlinops-for-pytorch"]
+    """Of what can be imported: an installed peer may lack a dependency."""
+    names = {
+        "torch": "torch",
+        "pyhessian": "pyhessian",
+        "hessian-eigenthings": "hessian_eigenthings",
+        "curvlinops-for-pytorch": "curvlinops",
+    }
     found: dict[str, str | None] = {}
-    for name in names:
+    for name, module in names.items():
         try:
+            importlib.import_module(module)
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+        except ImportError:
             found[name] = None
     return found
 
