@@ -72,6 +72,30 @@ def test_the_split_hessian_is_the_dense_one_of_every_case(name):
     check_split(name, "Hessian")
 
 
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape", [(6,), (4, 6)])
+def test_layer_norm_has_the_hessian_of_autograd(shape, affine):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before, self.after = nn.Linear(3, 6), nn.Linear(6, 2)
+            self.norm = nn.LayerNorm(shape, eps=1e-3, elementwise_affine=affine)
+
+        def forward(self, x):
+            return self.after(torch.tanh(self.norm(self.before(x))))
+
+    torch.manual_seed(0)
+    model, x, y = Net(), torch.randn(5, 4, 3), torch.randn(5, 4, 2)
+    problem = ls.Problem(model, "mse", (x, y), dtype=DOUBLE)
+    V = vectors(problem)
+    exact = ls.Hessian(problem, engine="double backward") @ V
+    A = ls.Hessian(problem, engine="split")
+    assert relative(A @ V, exact) <= 1e-12
+    graphs = [r._split.primal for r in A._products._recipes.values()]
+    names = {str(n.target) for g in graphs for n in g.graph.nodes}
+    assert not any("layer_norm" in name for name in names)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "operator"), [p for p in PAIRS if p[1] != "Hessian"])
 def test_every_split_operator_is_the_dense_one_of_every_case(name, operator):

@@ -26,7 +26,7 @@ def working_bytes(module: fx.GraphModule) -> int:
     given: set[int] = set()
     for place, node in enumerate(nodes):
         for other in (node, *node.all_input_nodes):
-            for tensor in _tensors(other):
+            for tensor in tensors(other):
                 storage = tensor.untyped_storage()
                 owners[storage._cdata] = place
                 sizes[storage._cdata] = storage.nbytes()
@@ -35,7 +35,7 @@ def working_bytes(module: fx.GraphModule) -> int:
     held, peak = 0, 0
     alive: set[int] = set()
     for place, node in enumerate(nodes):
-        for tensor in _tensors(node):
+        for tensor in tensors(node):
             key = tensor.untyped_storage()._cdata
             if key not in alive and key not in given:
                 alive.add(key)
@@ -47,7 +47,8 @@ def working_bytes(module: fx.GraphModule) -> int:
     return peak
 
 
-def _tensors(node: fx.Node) -> list[Tensor]:
+def tensors(node: fx.Node) -> list[Tensor]:
+    """What a node gives, without its data."""
     value = node.meta.get("val")
     values = value if isinstance(value, (list, tuple)) else [value]
     return [tensor for tensor in values if isinstance(tensor, torch.Tensor)]

@@ -13,6 +13,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from landscape.evaluation import Evaluation
 from landscape.operators.products.double_backward import Product
 from landscape.operators.products.footprint import storage_bytes, working_bytes
+from landscape.operators.products.reuse import reusing
 from landscape.operators.products.rewritten import ChannelsLast, Rewritten, channels_last
 from landscape.operators.products.simplification import Simplification
 from landscape.operators.products.splitting import split
@@ -74,7 +75,8 @@ class Recipe:
             run.place(run.values)
         Simplification(graph, count).run()
         self._split = split(graph, count)
-        self._chunks: dict[int, list[Callable[..., Tensor]]] = {1: list(self._split.linear)}
+        self._chunks: dict[int, list[Callable[..., Tensor]]] = {}
+        self._chunks[1] = list(map(reusing, self._split.linear))
         self._compiled: set[int] = set()
         outputs = [n.meta["val"] for n in self._split.primal.graph.output_node().all_input_nodes]
         given = [n.meta["val"] for n in graph.graph.nodes if n.op == "placeholder"]
@@ -112,7 +114,7 @@ class Recipe:
         """
         if chunk not in self._chunks:
             parts = [_batched(part, chunk) for part in self._split.linear]
-            self._chunks[chunk] = list(parts)
+            self._chunks[chunk] = list(map(reusing, parts))
             self.working_bytes[chunk] = max(map(working_bytes, parts))
         for width in {1, chunk} - self._compiled if compiled else ():
             self._chunks[width] = [torch.compile(part) for part in self._chunks[width]]

@@ -32,6 +32,8 @@ class Rewritten(TorchFunctionMode):
             result = self._convolution(*_CONVOLUTIONS[func], *args, **kwargs)
         elif func is F.batch_norm:
             result = self._batch_norm(*args, **kwargs)
+        elif func in (F.layer_norm, torch.layer_norm):
+            result = self._layer_norm(*args, **kwargs)
         return func(*args, **kwargs) if result is None else result
 
     def _convolution(
@@ -87,6 +89,23 @@ class Rewritten(TorchFunctionMode):
             shift = shift + before.bias * scale
         weight = before.weight * scale.view(-1, *[1] * (input.ndim - 1))
         return before._replace(weight=weight, bias=shift).result()
+
+    def _layer_norm(
+        self,
+        input: Tensor,
+        normalized_shape: Any,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+        *others: Any,
+        **named: Any,
+    ) -> Tensor | None:
+        if input.dtype not in (torch.float32, torch.float64):  # narrower ones are summed in float32
+            return None
+        axes = tuple(range(-len(normalized_shape), 0))
+        result: Tensor = _Standardise.apply(input, axes, eps)
+        result = result if weight is None else result * weight
+        return result if bias is None else result + bias
 
 
 class Convolved(NamedTuple):
@@ -165,6 +184,61 @@ def _pull(
 ) -> tuple[Tensor | None, Tensor | None]:
     gradients = aten.convolution_backward(g, x, weight, None, *geometry, [*needed, False])
     return gradients[0], gradients[1]
+
+
+class _Standardise(torch.autograd.Function):
+    """h = r (x − m(x)) with r = (m((x − m(x))²) + ε)^(−1/2), m the mean over some axes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.options = axes, eps
+        return _standardised(x, axes, eps)[0]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        return _StandardiseGradient.apply(cotangents[0], x, *ctx.options), None, None
+
+
+class _StandardiseGradient(torch.autograd.Function):
+    """r P(g) with P(g) = g − m(g) − h m(g h), which is symmetric.
+
+    With a = m(c P(g)), b = m(g h) and e = m(c h), the cotangent c of the result goes to r P(c) for g and to
+    −r² (a h + b P(c) + e P(g)) for x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+        ctx.save_for_backward(g, x)
+        ctx.options = axes, eps
+        h, r = _standardised(x, axes, eps)
+        return _projected(g, h, axes)[0] * r
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        (c,), (g, x), (axes, eps) = cotangents, ctx.saved_tensors, ctx.options
+        h, r = _standardised(x, axes, eps)
+        of_c, e = _projected(c, h, axes)
+        to_g, to_x = of_c * r, None
+        if ctx.needs_input_grad[1]:
+            of_g, b = _projected(g, h, axes)
+            a = (c * of_g).mean(axes, keepdim=True)
+            factor = -r.square()
+            to_x = (h * factor) * a + of_c * (b * factor) + (of_g * factor) * e
+        return to_g, to_x, None, None
+
+
+def _standardised(x: Tensor, axes: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor]:
+    centred = x - x.mean(axes, keepdim=True)
+    r = (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    return centred * r, r
+
+
+def _projected(g: Tensor, h: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """P(g) and m(g h)."""
+    share = (g * h).mean(axes, keepdim=True)
+    return g - g.mean(axes, keepdim=True) - h * share, share
 
 
 def _only(value: Any) -> Any:
