@@ -5,6 +5,7 @@ import random
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def _bytes(tensor: Tensor) -> bytes:
@@ -51,3 +52,16 @@ def surroundings() -> list:
         torch.get_default_dtype(),
         torch.is_autocast_enabled("cpu"),
     ]
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what takes a number out of a tensor: on a GPU every one would wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        reads = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        self.count += func in reads
+        return func(*args, **(kwargs or {}))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from leaks import HostReads
 from scipy.sparse.linalg import eigsh
 from spectra import SPECTRA, dense_hessian, small_net, small_net_hessian, with_spectrum
 from torch import nn
@@ -348,3 +349,22 @@ def test_product_that_is_not_finite_is_refused() -> None:
     A.function = lambda block: block * float("nan")  # type: ignore[attr-defined]
     with pytest.raises(ls.UntrustedResult, match="not finite"):
         ls.eigenpairs(A, 1)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "looks"),
+    [
+        # One look every five steps, and what is measured once at the end.
+        (lambda A: ls.eigenpairs(A, 1, tolerance=1e-30, max_steps=40), 40 // 5 + 2),
+        (lambda A: ls.spectral_density(A, probes=3, steps=40), 2 * 40 // 5 + 4),
+        (lambda A: ls.trace(A, probes=40), 2),
+        (lambda A: ls.diagonal(A, probes=40), 2),
+    ],
+    ids=["eigenpairs", "density", "trace", "diagonal"],
+)
+def test_numbers_leave_the_device_only_at_looks(estimate, looks) -> None:  # type: ignore[no-untyped-def]
+    A = ls.as_operator(with_spectrum(SPECTRA["network"]))
+    A.expect(40)
+    with HostReads() as reads:
+        estimate(A)
+    assert reads.count <= looks

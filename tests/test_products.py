@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import CASES
+from leaks import HostReads
 from module_kinds import KINDS
 from test_module_kinds import products as kind_products
 from test_module_kinds import target
@@ -180,6 +181,19 @@ def test_a_plan_saved_with_a_result_is_replayed_to_the_last_bit():
         ls.Hessian(problem, plan={**A.plan.to_dict(), "threads": 99})
     with pytest.raises(ls.InputError, match="the plan has the entries chunk"):
         ls.Hessian(problem, plan={"chunk": 1})
+
+
+@pytest.mark.parametrize("operator", ["Hessian", "GaussNewton", "Fisher", "EmpiricalFisher"])
+def test_no_number_leaves_the_device_inside_a_product(operator):
+    problem = mlp_problem()
+    A = getattr(ls, operator)(problem, engine="split")
+    V = vectors(problem)
+    expected = A @ V
+    with HostReads() as reads:
+        found = A.product(V)
+    assert A.plan.kept == problem.batch_count
+    assert reads.count == 0
+    assert torch.equal(found, expected)
 
 
 def test_what_changes_between_products_is_seen():

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.estimators.probes import generator, rademacher
+from landscape.estimators.sums import dots
 from landscape.operators.base import Operator, require_operator
 from landscape.results import Cost, Estimate, Meter, Progress
 
@@ -62,20 +63,22 @@ def trace(
     _check(probes, tolerance, max_probes)
     A.expect(probes)
     meter, source = Meter(A), generator(seed)
-    samples: list[float] = []
+    count, found = 0, []
     while True:
-        block = rademacher(A, _next(len(samples), probes, tolerance, max_probes), source)
-        samples += (block * (A @ block)).sum(0, dtype=torch.float64).tolist()
-        count = len(samples)
-        mean = math.fsum(samples) / count
-        spread = (
-            math.fsum((s - mean) ** 2 for s in samples) / (count - 1) if count > 1 else math.nan
-        )
-        error = math.sqrt(spread / count)
-        reached = tolerance is not None and error <= tolerance * abs(mean)
+        block = rademacher(A, _next(count, probes, tolerance, max_probes), source)
+        found.append(dots(block, A.product(block)))
+        count += block.shape[1]
         if progress is not None:
             progress(count, max(count, probes))
-        if count >= probes and (tolerance is None or reached or count >= max_probes):
+        if count < probes:
+            continue
+        together = torch.cat(found)  # the only numbers that leave the device
+        A.require_finite(together)
+        samples = together.tolist()
+        mean = math.fsum(samples) / count
+        error = math.sqrt(math.fsum((s - mean) ** 2 for s in samples) / (count - 1) / count)
+        reached = tolerance is not None and error <= tolerance * abs(mean)
+        if tolerance is None or reached or count >= max_probes:
             converged = None if tolerance is None else reached
             return Estimate(mean, error, count, converged, meter.read())
 
@@ -111,16 +114,19 @@ def diagonal(
     squares = torch.zeros_like(mean)  # sum of squared deviations (Welford 1962)
     while True:
         block = rademacher(A, _next(count, probes, tolerance, max_probes), source)
-        for sample in (block * (A @ block)).double().T:
+        for sample in (block * A.product(block)).double().T:
             count += 1
             deviation = sample - mean
             mean += deviation / count
             squares += deviation * (sample - mean)
-        error = (squares / ((count - 1) * count)).sqrt()
-        reached = tolerance is not None and bool(error.norm() <= tolerance * mean.norm())
         if progress is not None:
             progress(count, max(count, probes))
-        if count >= probes and (tolerance is None or reached or count >= max_probes):
+        if count < probes:
+            continue
+        A.require_finite(mean)
+        error = (squares / ((count - 1) * count)).sqrt()
+        reached = tolerance is not None and bool(error.norm() <= tolerance * mean.norm())
+        if tolerance is None or reached or count >= max_probes:
             converged = None if tolerance is None else reached
             value, error = mean.to(A.dtype), error.to(A.dtype)
             return DiagonalEstimate(value, error, count, converged, meter.read())

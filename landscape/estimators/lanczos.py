@@ -223,41 +223,53 @@ class _Search:
 
     def _explore(self) -> bool:
         """Grow one Krylov space, and lock the best of it; whether the search should go on."""
-        basis = self.locked.new_empty(min(self.limit, 64), self.A.shape[0])
-        diagonal: list[float] = []
-        coupling: list[float] = []
-        scale = 0.0
         k = sum(count for _, count in self.ends)
-        q = self._fresh_vector()
         # The memory that locked vectors take is part of the limit.
         limit = max(self.limit - len(self.locked), 1)
+        basis = self.locked.new_empty(min(limit, 64), self.A.shape[0])
+        q = self._fresh_vector()
+        entries = []  # of the tridiagonal matrix, one pair (diagonal, coupling) a step
         for step in range(limit):
             if step == len(basis):
                 basis = torch.cat([basis, torch.empty_like(basis[: limit - step])])
             basis[step] = q
-            w = self.A @ q
+            w = self.A.product(q[:, None])[:, 0]
             self.steps += 1
-            diagonal.append(float(dots(q, w)))
+            alpha = dots(q, w)
             self._orthogonalise(w, basis[: step + 1])
-            beta = float(norms(w))
-            scale = max(scale, abs(diagonal[-1]) + beta)
-            closed = beta <= 50 * torch.finfo(self.A.dtype).eps * max(scale, self.norm)
-            coupling.append(0.0 if closed else beta)
+            beta = norms(w)
+            entries.append(torch.stack([alpha, beta]))
+            q = torch.where(beta > 0, w / beta, 0)
             if self.progress is not None:
                 self.progress(self.steps, self.steps - step - 1 + limit)
             last = step + 1 == limit
-            enough = step + 1 + len(self.locked) >= k
-            if last or closed or (enough and (step + 1) % CHECK_EVERY == 0):
-                values, vectors = _eigh(diagonal, coupling[:-1])
+            if not last and (step + 1) % CHECK_EVERY:
+                continue
+            # The only numbers that leave the device. Steps after the space has closed do not count.
+            matrix = torch.stack(entries)
+            self.A.require_finite(matrix)
+            diagonal, coupling = matrix.double().cpu().numpy().T
+            size = self._closes_at(diagonal, coupling)
+            closed = size is not None
+            size = size or step + 1
+            if last or closed or size + len(self.locked) >= k:
+                coupling = coupling[:size] * [*[1] * (size - 1), not closed]
+                values, vectors = _eigh(diagonal[:size], coupling[:-1])
                 bounds = coupling[-1] * np.abs(vectors[-1])
                 self.norm = max(self.norm, float(np.abs(values).max()))
                 if len(self.locked) >= k and self._nothing_better(values, bounds):
                     self.complete = True
                     return False
-                if self._lock(basis[: step + 1], values, vectors, bounds, force=last or closed):
+                if self._lock(basis[:size], values, vectors, bounds, force=last or closed):
                     return closed or not last
-            q = w / beta
         raise AssertionError("unreachable: the last step locks")
+
+    def _closes_at(self, diagonal: Array, coupling: Array) -> int | None:
+        """After how many steps the space was invariant, up to rounding; None if it was not."""
+        scale = np.maximum.accumulate(np.abs(diagonal) + coupling)
+        small = 50 * torch.finfo(self.A.dtype).eps * np.maximum(scale, self.norm)
+        found = np.flatnonzero(coupling <= small)
+        return int(found[0]) + 1 if len(found) else None
 
     def _lock(
         self, basis: Tensor, values: Array, vectors: Array, bounds: Array, *, force: bool
@@ -301,7 +313,7 @@ class _Search:
         q = gaussian(self.A, 1, self.source)[:, 0]
         for _ in range(2):
             self._orthogonalise(q, self.locked[:0])
-            q /= float(norms(q))
+            q /= norms(q)
         return q
 
     def _orthogonalise(self, w: Tensor, basis: Tensor) -> None:
@@ -311,9 +323,9 @@ class _Search:
                 w -= known.T @ (known @ w)
 
 
-def _eigh(diagonal: list[float], coupling: list[float]) -> tuple[Array, Array]:
+def _eigh(diagonal: Array, coupling: Array) -> tuple[Array, Array]:
     """Eigenvalues (m,), ascending, and eigenvectors (m, m) of a symmetric tridiagonal matrix."""
-    values, vectors = eigh_tridiagonal(np.array(diagonal), np.array(coupling))
+    values, vectors = eigh_tridiagonal(diagonal, coupling)
     return values.astype(np.float64), vectors.astype(np.float64)
 
 

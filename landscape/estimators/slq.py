@@ -10,6 +10,7 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from landscape.errors import InputError
+from landscape.estimators.lanczos import CHECK_EVERY
 from landscape.estimators.probes import generator, rademacher
 from landscape.estimators.smoothing import SmoothDensity, smooth
 from landscape.estimators.sums import dots, norms
@@ -141,7 +142,7 @@ def _recurrence(
         lengths += alive
         if reorthogonalize:
             basis[:, step] = q.T
-        w = A @ q
+        w = A.product(q)
         w -= beta * previous
         alpha = dots(q, w).to(q)
         w -= alpha * q
@@ -158,9 +159,12 @@ def _recurrence(
         couplings.append(beta)
         if progress is not None:
             progress((step + 1) * probes, steps * probes)
-        if not bool(alive.any()):
-            break
+        if (step + 1) % CHECK_EVERY == 0:  # the only look from outside the device
+            A.require_finite(alpha)
+            if not bool(alive.any()):
+                break
         previous, q = q, torch.where(alive, w / torch.where(alive, beta, 1), 0)
+    A.require_finite(alpha)
     return (
         torch.stack(diagonals, dim=1).double().cpu().numpy(),
         torch.stack(couplings, dim=1).double().cpu().numpy(),

@@ -1,7 +1,6 @@
 """The operator contract: a symmetric matrix that multiplies vectors."""
 
 import copy
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from landscape.errors import InputError, UntrustedResult
 from landscape.operators.products.engine import Form, Products
 from landscape.operators.products.plan import Memory, Plan, Settings, settings_of
+from landscape.operators.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -34,7 +34,12 @@ class Operator:
         self.dtype = dtype
         self.device = device
         self.products = 0
-        self.seconds = 0.0
+        self._clock = Stopwatch(device)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on products."""
+        return self._clock.seconds
 
     def _multiply(self, block: Tensor) -> Tensor:
         """A times a block of shape (P, K)."""
@@ -68,21 +73,42 @@ class Operator:
                 f"the operator works in {self.dtype} on {self.device}; the vectors are "
                 f"{vectors.dtype} on {vectors.device}: use V.to({self.dtype}).to({str(self.device)!r})"
             )
-        start = time.perf_counter()
+        self._refresh()
+        result = self.product(vectors.reshape(size, -1))
+        self.require_finite(result)
+        return result.reshape(vectors.shape)
+
+    def product(self, block: Tensor) -> Tensor:
+        """A times a block (P, K) in the inner loop of an estimator: nothing waits for the device.
+
+        Neither the block nor the result is looked at; the caller hands what it brings to the host to
+        `require_finite`. Between `expect` and the last product the matrix must stay the same.
+        """
         # A product means the same whatever the caller is in the middle of.
-        with torch.inference_mode(False), torch.autocast(self.device.type, enabled=False):
-            block = vectors.detach()
-            block = (block.clone() if block.is_inference() else block).reshape(size, -1)
-            result = self._multiply(block).detach()
-        finite = bool(torch.isfinite(result).all())  # waits for the device, so the time is honest
+        with (
+            self._clock.running(),
+            torch.inference_mode(False),
+            torch.autocast(self.device.type, enabled=False),
+        ):
+            block = block.detach()
+            result = self._multiply(block.clone() if block.is_inference() else block).detach()
         self.products += block.shape[1]
-        self.seconds += time.perf_counter() - start
-        if not finite:
+        return result
+
+    def require_finite(self, numbers: Tensor) -> None:
+        """Refuse what a product that is not finite has made.
+
+        Raises:
+            UntrustedResult: some number is not finite.
+        """
+        if not bool(torch.isfinite(numbers).all()):
             raise UntrustedResult(
                 f"a product with {self!r} is not finite: something overflows or divides by zero; try "
                 "dtype=torch.float64"
             )
-        return result.reshape(vectors.shape)
+
+    def _refresh(self) -> None:
+        """Forget what was kept of a matrix that has changed since."""
 
     def __add__(self, other: "Operator") -> "Operator":
         return Combination([(1.0, self), (1.0, other)])
@@ -186,10 +212,14 @@ class Combination(Operator):
 
     def _multiply(self, block: Tensor) -> Tensor:
         factor, first = self.terms[0]
-        result = factor * (first @ block)
+        result = factor * first.product(block)
         for factor, operator in self.terms[1:]:
-            result += factor * (operator @ block)
+            result += factor * operator.product(block)
         return result
+
+    def _refresh(self) -> None:
+        for _, operator in self.terms:
+            operator._refresh()
 
 
 class Identity(Operator):
@@ -229,7 +259,10 @@ class Submatrix(Operator):
     def _multiply(self, block: Tensor) -> Tensor:
         wide = block.new_zeros(self.operator.shape[0], block.shape[1])
         wide[self.indices] = block
-        return (self.operator @ wide)[self.indices]
+        return self.operator.product(wide)[self.indices]
+
+    def _refresh(self) -> None:
+        self.operator._refresh()
 
 
 class CurvatureOperator(Operator):
@@ -297,6 +330,10 @@ class CurvatureOperator(Operator):
 
     def expect(self, products: int) -> None:
         self._products.expected += products
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self._products.refresh()
 
     @property
     def plan(self) -> Plan:
@@ -307,7 +344,7 @@ class CurvatureOperator(Operator):
         """The same matrix in another floating-point type, its counters at zero."""
         other = copy.copy(self)
         other.problem = self.problem.astype(dtype)
-        other.dtype, other.products, other.seconds = dtype, 0, 0.0
+        other.dtype, other.products, other._clock = dtype, 0, Stopwatch(self.device)
         other.arithmetic = None
         other._products = other._engine(self._products.settings)
         return other

@@ -149,8 +149,6 @@ class Products:
 
     def _once(self, rows: Tensor) -> Tensor:
         result = torch.zeros_like(rows, dtype=self.accumulation)
-        if not self._unchanged():
-            self._forget()
         if len(self._kept) == self.problem.batch_count:
             for prepared in self._kept.values():
                 self._add(result, prepared, rows)
@@ -173,15 +171,17 @@ class Products:
 
     # What is kept between calls.
 
-    def _unchanged(self) -> bool:
-        """Whether weights and buffers are still those that the residuals were computed from."""
+    def refresh(self) -> None:
+        """Forget residuals computed from other weights and buffers than those of now."""
         if not self._kept:
-            return True
+            return
         now = slots(self.problem).originals
-        return len(now) == len(self._state) and all(
+        same = len(now) == len(self._state) and all(
             new.shape == old.shape and torch.equal(new.detach().to(old), old)
             for new, old in zip(now, self._state, strict=True)
         )
+        if not same:
+            self._forget()
 
     def _forget(self) -> None:
         self._kept.clear()

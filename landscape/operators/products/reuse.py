@@ -38,7 +38,6 @@ def reusing(module: fx.GraphModule) -> fx.GraphModule:
     graph = copy.deepcopy(module.graph)
     _merge_sums(graph)
     _write_over(graph)
-    graph.eliminate_dead_code()
     graph.lint()
     return fx.GraphModule(module, graph)
 
