@@ -5,7 +5,7 @@ import copy
 import random
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -93,6 +93,26 @@ def _tables(value: Any, seen: set[int]) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
+def float32_arithmetic(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
+    """How matrix products and convolutions of float32 numbers round, on every device.
+
+    Torch lets cuDNN use TF32, three digits, unless told otherwise; and a process may have asked for it,
+    or for bfloat16 on the CPU, everywhere (`torch.set_float32_matmul_precision`).
+    """
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    kernels: list[Any] = [cuda.matmul, cudnn.conv, cudnn.rnn]  # type: ignore[attr-defined]
+    kernels += [mkldnn.matmul, mkldnn.conv, mkldnn.rnn]  # type: ignore[attr-defined]
+    before = [kernel.fp32_precision for kernel in kernels]
+    try:
+        for kernel in kernels:
+            kernel.fp32_precision = precision
+        yield
+    finally:
+        for kernel, value in zip(kernels, before, strict=True):
+            kernel.fp32_precision = value
+
+
+@contextlib.contextmanager
 def differentiable(
     modules: Sequence[nn.Module],
     device: torch.device,
@@ -108,6 +128,7 @@ def differentiable(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(float32_arithmetic("ieee"))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in modules):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))

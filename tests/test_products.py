@@ -312,6 +312,38 @@ def test_products_in_another_type_are_accumulated_in_the_problems():
     assert 1e-4 < rough.plan.error < 0.1
 
 
+def test_what_the_process_lets_float32_be_does_not_count():
+    kernels = [torch.backends.cudnn.conv, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    seen = []
+
+    class Net(nn.Linear):
+        def forward(self, x):
+            seen.append([k.fp32_precision for k in kernels])
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    problem = ls.Problem(Net(4, 3), "mse", (torch.randn(9, 4), torch.randn(9, 3)))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        outside = [k.fp32_precision for k in kernels]
+        ls.Hessian(problem, engine="split") @ vectors(problem)
+        problem.gradient()
+        assert all(kinds == ["ieee"] * 3 for kinds in seen)
+        seen.clear()
+        A = ls.Hessian(problem, engine="double backward", products="tf32")
+        A @ vectors(problem)
+        assert ["tf32"] * 3 in seen
+        assert A.plan.dtype == "tf32"
+        assert A.plan.error is not None
+        again = ls.Hessian(problem, plan=A.plan)
+        again @ vectors(problem)
+        assert again.plan.dtype == "tf32"
+        assert [k.fp32_precision for k in kernels] == outside
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @pytest.mark.slow
 def test_compiled_products_are_the_same():
     problem = mlp_problem()

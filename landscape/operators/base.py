@@ -11,7 +11,7 @@ from torch import Tensor
 
 from landscape.errors import InputError, UntrustedResult
 from landscape.operators.products.engine import Form, Products
-from landscape.operators.products.plan import Memory, Plan, Settings, settings_of
+from landscape.operators.products.plan import Arithmetic, Memory, Plan, Settings, settings_of
 from landscape.operators.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -277,8 +277,8 @@ class CurvatureOperator(Operator):
             20 products, and what an estimator announces.
         memory: bytes that kept residuals and the work on one batch may take; "auto" (default) is half of
             what is free.
-        products: dtype of the arithmetic in a product, by default the problem's; sums over batches and
-            vectors stay in the problem's.
+        products: dtype of the arithmetic in a product, by default the problem's, or "tf32" for what
+            tensor cores make of float32; sums over batches and vectors stay in the problem's dtype.
         compile: hand the split product to Inductor.
         plan: the `plan` of an earlier operator or result, to be executed in the same way to the last bit.
 
@@ -293,7 +293,7 @@ class CurvatureOperator(Operator):
         *,
         engine: str = "auto",
         memory: Memory = "auto",
-        products: torch.dtype | None = None,
+        products: Arithmetic = None,
         compile: bool = False,
         plan: Plan | Mapping[str, Any] | None = None,
     ) -> None:
@@ -321,7 +321,8 @@ class CurvatureOperator(Operator):
 
     def _multiply(self, block: Tensor) -> Tensor:
         result = self._products.multiply(block)
-        if self._products.problem.dtype != self.dtype and self._products.error is None:
+        narrower = self._products.plan.dtype != self._products.plan.accumulation
+        if narrower and self._products.error is None:
             # What the narrower type costs, measured on the first vector.
             exact = Products(self.problem, self.form(), self.dtype, Settings("double backward"))
             expected = exact.multiply(block[:, :1])[:, 0]
@@ -346,7 +347,7 @@ class CurvatureOperator(Operator):
         other.problem = self.problem.astype(dtype)
         other.dtype, other.products, other._clock = dtype, 0, Stopwatch(self.device)
         other.arithmetic = None
-        other._products = other._engine(self._products.settings)
+        other._products = other._engine(replace(self._products.settings, precision="ieee"))
         return other
 
     def block(self, patterns: str | Sequence[str]) -> Operator:

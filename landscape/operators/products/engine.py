@@ -11,20 +11,23 @@ from torch import Tensor
 from landscape.errors import InputError
 from landscape.evaluation import Evaluation, slots
 from landscape.memory import available_bytes
+from landscape.operators.products.capture import Captured
 from landscape.operators.products.double_backward import Product
 from landscape.operators.products.footprint import storage_bytes
 from landscape.operators.products.plan import Memory, Plan, Settings
 from landscape.operators.products.recipes import Maps, Recipe, Value, key
 from landscape.operators.products.tracing import NotTraceable
 from landscape.problem import Problem
+from landscape.undisturbed import float32_arithmetic
 
 Middle = Callable[[Tensor], Tensor]
 # Tracing takes a second or so, which few products, or those of a tiny problem, would not give back.
 LEAST_COLUMNS, LEAST_ARITHMETIC = 20, 5e9
 WORTH_KEEPING = 0.1  # share of the time that kept residuals must save
-CHUNKS = (4,)  # vectors at once, tried beside one by one
+CHUNKS = {"cpu": (4,), "cuda": (8, 32)}  # vectors at once, tried beside one by one
 # Largest accepted difference from autograd: no rounding, but a sign of something frozen into the trace.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+TF32 = 0.02
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,14 @@ class Products:
             "asked for"
             if settings.engine == "double backward"
             else "too few products to be worth tracing",
-            dtype=_name(problem.dtype),
+            dtype="tf32" if settings.precision == "tf32" else _name(problem.dtype),
             accumulation=_name(accumulation),
             device=str(problem.device),
         )
         self._recipes: dict[Any, Recipe] = {}
         self._kept: dict[int, Prepared] = {}
+        self._captured: dict[torch.Size, Captured] = {}
+        self._captures = problem.device.type == "cuda"
         self._state: list[Tensor] = []
         self._checked: set[int] = set()
         self._budget = 0
@@ -123,7 +128,7 @@ class Products:
 
     def _by_double_backward(self, rows: Tensor) -> Tensor:
         result = torch.zeros_like(rows, dtype=self.accumulation)
-        with self.problem.evaluation() as run:
+        with self.problem.evaluation() as run, float32_arithmetic(self.settings.precision):
             for place, batch in enumerate(run.batches()):
                 product = self._eager(run, place, batch)
                 for k, vector in enumerate(rows):
@@ -148,18 +153,35 @@ class Products:
                     raise
 
     def _once(self, rows: Tensor) -> Tensor:
-        result = torch.zeros_like(rows, dtype=self.accumulation)
         if len(self._kept) == self.problem.batch_count:
-            for prepared in self._kept.values():
-                self._add(result, prepared, rows)
-            return result
-        with self.problem.evaluation() as run:
+            return self._from_kept(rows)
+        result = torch.zeros_like(rows, dtype=self.accumulation)
+        with self.problem.evaluation() as run, float32_arithmetic(self.settings.precision):
             if not self._kept:
                 self._state = run.values
             for place, batch in enumerate(run.batches()):
                 prepared = self._kept.get(place) or self._prepare(run, place, batch, len(rows))
                 self._add(result, prepared, rows)
                 self._keep(place, prepared, len(rows))
+        return result
+
+    def _from_kept(self, rows: Tensor) -> Tensor:
+        """The product where nothing is left to do but linear maps; on CUDA one graph for all of them."""
+        if self._captures and rows.shape not in self._captured:
+            try:
+                self._captured[rows.shape] = Captured(self._sum_of_kept, rows)
+            except RuntimeError as error:
+                if _is_out_of_memory(error):
+                    raise
+                self._captures = False
+            self.plan = replace(self.plan, captured=self._captures)
+        return self._captured.get(rows.shape, self._sum_of_kept)(rows)
+
+    def _sum_of_kept(self, rows: Tensor) -> Tensor:
+        result = torch.zeros_like(rows, dtype=self.accumulation)
+        with float32_arithmetic(self.settings.precision):
+            for prepared in self._kept.values():
+                self._add(result, prepared, rows)
         return result
 
     def _add(self, result: Tensor, prepared: Prepared, rows: Tensor) -> None:
@@ -185,8 +207,9 @@ class Products:
 
     def _forget(self) -> None:
         self._kept.clear()
+        self._captured.clear()
         self._state = []
-        self.plan = replace(self.plan, kept=0)
+        self.plan = replace(self.plan, kept=0, captured=False)
 
     def _keep(self, place: int, prepared: Prepared, width: int) -> None:
         """Hold on to the residuals of a batch if that saves enough time and fits."""
@@ -205,7 +228,10 @@ class Products:
 
     def _degrade(self) -> bool:
         """Give something up after memory ran out; False if nothing is left."""
-        if self._kept:
+        if self._captured:  # a graph holds on to its working memory
+            self._captured.clear()
+            self._captures, given_up = False, "capture"
+        elif self._kept:
             self._forget()
             self._budget, given_up = 0, "kept residuals"
         elif self.plan.chunk > 1:
@@ -241,7 +267,7 @@ class Products:
         recipe = self._recipe(run, place, batch, layouts[0])
         if not given.layout and recipe.convolves:
             layouts.append("channels last")
-        chunks = [given.chunk] if given.chunk else [1, *(c for c in CHUNKS if c <= width)]
+        chunks = [given.chunk] if given.chunk else [1, *self._chunks(width)]
         tried: dict[tuple[str, int], Prepared] = {}
         ready: dict[str, Prepared] = {}
         for layout in layouts:
@@ -280,6 +306,11 @@ class Products:
             compiled=given.compile,
             measured={_label(*how): value for how, value in seconds.items()},
         )
+
+    def _chunks(self, width: int) -> list[int]:
+        """Numbers of vectors at once that are worth trying."""
+        kind = self.problem.device.type
+        return [chunk for chunk in CHUNKS.get(kind, CHUNKS["cpu"]) if chunk <= width]
 
     def _fits(self, recipe: Recipe, chunk: int) -> bool:
         return recipe.residual_bytes + recipe.working_bytes[chunk] <= self._budget
@@ -338,7 +369,8 @@ class Products:
     def _require_close(self, what: str, found: Tensor, expected: Tensor) -> None:
         difference = float((found - expected.detach()).norm())
         size = float(expected.norm())
-        if not difference <= TOLERANCE[self.problem.dtype] * size:
+        tolerance = TF32 if self.settings.precision == "tf32" else TOLERANCE[self.problem.dtype]
+        if not difference <= tolerance * size:
             share = difference / size if size else difference
             raise NotTraceable(f"the traced {what} differs from autograd's by {share:.1g}")
 

@@ -10,6 +10,7 @@ from landscape.errors import InputError
 
 ENGINES = ("auto", "split", "double backward")
 Memory = int | Literal["auto"]
+Arithmetic = torch.dtype | Literal["tf32"] | None
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Settings:
     engine: str = "auto"
     memory: Memory = "auto"
     compile: bool = False
+    precision: Literal["ieee", "tf32"] = "ieee"
     layout: str | None = None
     chunk: int | None = None
 
@@ -37,8 +39,10 @@ class Plan:
         layout: "contiguous" or "channels last", the memory layout of images.
         chunk: vectors multiplied at once; 1 for one by one.
         compiled: whether the linear part was compiled by Inductor.
+        captured: whether whole products were replayed as one CUDA graph.
         kept: batches whose residuals are held from product to product.
-        dtype: of the products; `accumulation` of the sums over batches and of the vectors.
+        dtype: of the products, "tf32" for float32 rounded to three digits in matrix products;
+            `accumulation` of the sums over batches and of the vectors.
         error: relative difference of a product from one in the accumulation's dtype, where they differ.
         threads, device: where it ran.
         measured: seconds per vector of what was tried on the first batch, by name.
@@ -50,6 +54,7 @@ class Plan:
     layout: str = "contiguous"
     chunk: int = 1
     compiled: bool = False
+    captured: bool = False
     kept: int = 0
     dtype: str = "float32"
     accumulation: str = "float32"
@@ -66,7 +71,7 @@ class Plan:
 def settings_of(
     engine: str,
     memory: Memory,
-    products: torch.dtype | None,
+    products: Arithmetic,
     compile: bool,
     plan: Plan | Mapping[str, Any] | None,
 ) -> tuple[torch.dtype | None, Settings]:
@@ -79,14 +84,16 @@ def settings_of(
         raise InputError(f"the engine is {engine!r}: choose one of {', '.join(ENGINES)}")
     if memory != "auto" and not (isinstance(memory, int) and memory > 0):
         raise InputError(f"memory is {memory!r}: give a positive number of bytes, or 'auto'")
+    layout = chunk = None
+    if plan is not None:
+        found = _read(plan)
+        engine, compile, layout, chunk = found.engine, found.compiled, found.layout, found.chunk
+        products = "tf32" if found.dtype == "tf32" else getattr(torch, found.dtype)
+    if products == "tf32":
+        return torch.float32, Settings(engine, memory, compile, "tf32", layout, chunk)
     if products is not None and not products.is_floating_point:
-        raise InputError(f"products is {products}: choose a floating-point type")
-    if plan is None:
-        return products, Settings(engine, memory, compile)
-    found = _read(plan)
-    return getattr(torch, found.dtype), Settings(
-        found.engine, memory, found.compiled, found.layout, found.chunk
-    )
+        raise InputError(f"products is {products}: choose a floating-point type, or 'tf32'")
+    return products, Settings(engine, memory, compile, "ieee", layout, chunk)
 
 
 def _read(plan: Plan | Mapping[str, Any]) -> Plan:
