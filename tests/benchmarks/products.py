@@ -1,7 +1,7 @@
 """How fast are the products?  Every engine and the peers on the same work, interleaved in one process.
 
     pip install -c constraints.txt -r tests/benchmarks/requirements-peers.txt
-    python tests/benchmarks/products.py [mlp gpt resnet] [--slq] [--json figures/data/products.json]
+    python tests/benchmarks/products.py [mlp gpt resnet] [--slq 5] [--json figures/data/products.json]
 
 The unit is the gradient: time per vector over the time of one gradient on the same four batches. Peers
 that are not installed are left out, and the table says so.
@@ -31,7 +31,7 @@ import landscape as ls
 from landscape.demos.models import gpt, mlp, resnet20
 
 VECTORS = 8
-ROUNDS = 7
+ROUNDS = 5
 BATCHES = 4
 
 
@@ -154,6 +154,58 @@ def measure(name: str) -> dict[str, Any]:
     }
 
 
+MATRIX = ("mm", "addmm", "bmm", "baddbmm", "convolution", "mkldnn_convolution")
+MATRIX += ("convolution_backward",)
+COPIES = ("copy", "clone", "cat", "fill", "resize", "empty", "empty_strided", "contiguous")
+
+
+def lanczos_step(name: str, known: int = 50) -> dict[str, Any]:
+    """Where the time of one Lanczos step goes, with `known` basis vectors: seconds, and shares of them."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from landscape.estimators.sums import dots, norms
+
+    model, _, data, our_loss = problems(name)
+    A = ls.Hessian(ls.Problem(model, our_loss, data), engine="split")
+    A.expect(known)
+    basis = torch.linalg.qr(torch.randn(A.shape[0], known))[0].T.contiguous()
+    q = basis[-1]
+    A.product(q[:, None])
+
+    def recurrence(w: torch.Tensor) -> torch.Tensor:
+        alpha = dots(q, w)
+        for _ in range(2):
+            w = w - basis.T @ (basis @ w)
+        return alpha / norms(w)
+
+    times: dict[str, list[float]] = {"product": [], "recurrence": []}
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            w = A.product(q[:, None])[:, 0]
+            middle = time.perf_counter()
+            recurrence(w)
+            times["product"].append(middle - start)
+            times["recurrence"].append(time.perf_counter() - middle)
+    spent = {
+        "matrix products and convolutions": 0.0,
+        "copies": 0.0,
+        "everything else in torch": 0.0,
+    }
+    for event in profiled.key_averages():
+        operation = event.key.removeprefix("aten::").rstrip("_")
+        kind = "copies" if operation in COPIES else "everything else in torch"
+        kind = "matrix products and convolutions" if operation in MATRIX else kind
+        spent[kind] += event.self_cpu_time_total / 1e6
+    whole = sum(map(sum, times.values()))
+    return {
+        "problem": name,
+        "basis": known,
+        "seconds": {part: statistics.median(values) for part, values in times.items()},
+        "shares": {kind: seconds / whole for kind, seconds in spent.items()},
+    }
+
+
 def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -188,6 +240,7 @@ def slq(batch: int, probes: int, steps: int, which: str) -> dict[str, Any]:
     return {
         "seconds": time.perf_counter() - start,
         "bytes_above_gradient": peak() - base,
+        "peak_bytes": peak(),
         "gradient_seconds": statistics.median(times),
         "plan": plan,
     }
@@ -226,6 +279,11 @@ def in_fresh_process(arguments: list[str]) -> dict[str, Any]:
     return found
 
 
+def save(report: dict[str, Any], path: Path | None) -> None:
+    if path is not None:
+        path.write_text(json.dumps(report, indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("problems", nargs="*", default=["mlp", "gpt", "resnet"])
@@ -245,6 +303,7 @@ def main() -> None:
         "batches": BATCHES,
         "rounds": ROUNDS,
         "problems": [],
+        "lanczos_steps": [],
     }
     for name in arguments.problems:
         found = measure(name)
@@ -252,6 +311,9 @@ def main() -> None:
         for label, row in found["rows"].items():
             print(f"{name:8} {label:28} {row['gradients_per_vector']:6.2f}", flush=True)
         print(f"{name:8} best peer / ours {found['best_peer_over_ours']}", flush=True)
+        report["lanczos_steps"].append(lanczos_step(name))
+        print(report["lanczos_steps"][-1], flush=True)
+        save(report, arguments.json)
     if arguments.slq:
         runs = []
         for _ in range(arguments.slq):
@@ -260,8 +322,10 @@ def main() -> None:
                 runs.append({"which": which} | run)
                 print(which, run["seconds"], run["bytes_above_gradient"], flush=True)
         report["slq"] = {"batch": 16, "probes": 8, "steps": 50, "runs": runs}
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1))
+        flat = {n: in_fresh_process(["--one", "ours", "16", "2", str(n)]) for n in (20, 200)}
+        report["slq"]["peak_bytes_by_steps"] = {n: run["peak_bytes"] for n, run in flat.items()}
+        print(report["slq"]["peak_bytes_by_steps"], flush=True)
+        save(report, arguments.json)
 
 
 if __name__ == "__main__":
