@@ -10,7 +10,8 @@ from landscape.errors import UntrustedResult
 
 from . import options
 from .options import CURVATURE
-from .output import console, one_line, require_folder, require_other
+from .output import console, require_folder, require_other
+from .tables import escaped, fact_grid, forecast_table, how, plain_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,6 +80,7 @@ def check(
     if json_file is not None and not to_stdout:
         require_folder(json_file)
         require_other(json_file, about.model)
+    execution = about.execution()
     messages = console(stderr=True)
     problem = about.load(messages)
     screen = messages if to_stdout else console()
@@ -93,6 +95,7 @@ def check(
             progress=progress,
             ready=lambda about: _show(screen, about),
             command=shlex.join(["landscape", *sys.argv[1:]]),
+            **execution,
         )
     if to_stdout:
         print(to_json(result.to_dict()))
@@ -108,9 +111,9 @@ def _show(screen: "Console", result: "Check") -> None:
     from landscape.numerals import count, number
 
     about, origin = result.problem, result.origin
-    screen.print(f"[bold]{_escaped(origin.get('file', 'model'))}[/bold]")
-    facts = _grid()
-    facts.add_row("file", _escaped(origin.get("kind", "")))
+    screen.print(f"[bold]{escaped(origin.get('file', 'model'))}[/bold]")
+    facts = fact_grid()
+    facts.add_row("file", escaped(origin.get("kind", "")))
     selected = sum(block.parameters for block in result.blocks)
     left_out = sum(block.left_out for block in result.blocks)
     rest = f", {left_out:,} left out" if left_out else ""
@@ -118,7 +121,7 @@ def _show(screen: "Console", result: "Check") -> None:
         "model",
         f"{about['model']}, {selected:,} parameters{rest}, {about['dtype']} on {about['device']}",
     )
-    facts.add_row("data", _escaped(_data(about, origin)))
+    facts.add_row("data", escaped(_data(about, origin)))
     facts.add_row(
         "loss",
         f"{about['loss']}: {result.loss:.6g} over {about['loss_terms']:,.10g} terms, gradient norm "
@@ -134,37 +137,23 @@ def _show(screen: "Console", result: "Check") -> None:
         unused = about["unused_parameters"]
         listed = ", ".join(unused[:3]) + (" …" if len(unused) > 3 else "")
         total = count(len(unused), "tensor")
-        facts.add_row("unused", _escaped(f"{total} the loss never uses: {listed}"))
-    facts.add_row("products", f"{result.engine}: {result.why}")
+        facts.add_row("unused", escaped(f"{total} the loss never uses: {listed}"))
+    manner = how(result.provenance["plan"])
+    facts.add_row("products", escaped(f"{result.engine}{manner and f' ({manner})'}: {result.why}"))
     screen.print(facts)
     screen.print()
     screen.print(_blocks(result))
     if result.special:
         screen.print()
-        special = _grid()
+        special = fact_grid()
         for i, (phrase, modules, names) in enumerate(result.special):
             more = f" … ({modules} in all)" if modules > len(names) else ""
             label = "special" if i == 0 else ""
-            special.add_row(label, _escaped(f"{phrase}: {', '.join(names)}{more}"))
+            special.add_row(label, escaped(f"{phrase}: {', '.join(names)}{more}"))
         screen.print(special)
     screen.print()
-    screen.print(_forecasts(result))
+    screen.print(forecast_table(result.forecasts))
     screen.print()
-
-
-def _grid() -> "Table":
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    return table
-
-
-def _escaped(text: object) -> str:
-    from rich.markup import escape
-
-    return escape(one_line(text))
 
 
 def _data(about: dict[str, Any], origin: dict[str, Any]) -> str:
@@ -181,27 +170,18 @@ def _data(about: dict[str, Any], origin: dict[str, Any]) -> str:
     )
 
 
-def _table(*columns: str) -> "Table":
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i == 0 else "right")
-    return table
-
-
 def _blocks(result: "Check") -> "Table":
     from landscape.numerals import count
 
     total = sum(block.parameters for block in result.blocks)
-    table = _table("block", "kind", "tensors", "parameters", "share", "left out")
+    table = plain_table("block", "kind", "tensors", "parameters", "share", "left out")
     table.columns[1].justify = "left"
     table.columns[0].overflow = "fold"
     shown = [block for block in result.blocks if block.parameters]
     others = [block for block in result.blocks if not block.parameters]
     for block in shown:
         table.add_row(
-            _escaped(block.name or "(the model itself)"),
+            escaped(block.name or "(the model itself)"),
             "" if block.kind == "Module" else block.kind,  # programs do not keep their classes
             f"{block.tensors}",
             f"{block.parameters:,}",
@@ -214,25 +194,6 @@ def _blocks(result: "Check") -> "Table":
     return table
 
 
-def _forecasts(result: "Check") -> "Table":
-    from landscape.numerals import duration, memory
-
-    table = _table("command on this machine", "products", "time", "peak memory", "")
-    for row in result.forecasts:
-        few, many = row.products
-        short, long = map(duration, row.seconds)
-        table.add_row(
-            f"landscape {row.command}",
-            f"{few:,} to {many:,}" if few != many else f"{few:,}",
-            f"{short} to {long}" if short != long else short,
-            memory(row.peak_bytes),
-            ""
-            if row.fits
-            else "[red]more than is free: choose fewer --params or --max-steps[/red]",
-        )
-    return table
-
-
 def _show_opinion(screen: "Console", result: "Check") -> None:
     from landscape.analyses.second_opinion import CONVERGED
     from landscape.numerals import number, with_error
@@ -240,7 +201,7 @@ def _show_opinion(screen: "Console", result: "Check") -> None:
     opinion = result.opinion
     asked = opinion is not None and opinion.unavailable is None
     columns = ["|λ| largest", "landscape", "PyHessian", "products differ by"]
-    table = _table(*columns[: 4 if asked else 2])
+    table = plain_table(*columns[: 4 if asked else 2])
     for i, (value, residual) in enumerate(zip(result.eigenvalues, result.residuals, strict=True)):
         row = [f"λ{i + 1}", with_error(value, residual)]
         if opinion is not None and asked:

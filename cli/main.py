@@ -9,7 +9,7 @@ import typer
 from landscape import __version__
 from landscape.errors import LandscapeError
 
-from . import check, demo, spectrum
+from . import bench, check, demo, spectrum
 from .output import one_line
 
 INTERRUPTED = 130
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("check")(check.check)
 app.command("spectrum")(spectrum.spectrum)
+app.command("bench")(bench.bench)
 
 
 def _version(wanted: bool) -> None:

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
+    from landscape.operators.products.plan import Arithmetic, Execution, Memory
     from landscape.problem import Problem
 
 MODEL = "Model"
 CURVATURE = "Curvature"
+EXECUTION = "Execution"
 OUTPUT = "Output"
 
 Model = Annotated[
@@ -174,6 +177,50 @@ Seed = Annotated[
         "--seed", min=0, max=2**32 - 1, help="Of every random choice.", rich_help_panel=CURVATURE
     ),
 ]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="auto|split|double-backward",
+        help="How products are computed; auto: split where it can be traced and pays.",
+        rich_help_panel=EXECUTION,
+    ),
+]
+MemoryBudget = Annotated[
+    str,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="Of kept residuals and products, such as 500MB, 2GB, 1.5GiB; auto: half of what is free.",
+        rich_help_panel=EXECUTION,
+    ),
+]
+Products = Annotated[
+    str | None,
+    typer.Option(
+        "--products",
+        metavar="float32|float64|bfloat16|tf32",
+        help="Type of the arithmetic in products; sums stay in --dtype. [default: --dtype]",
+        rich_help_panel=EXECUTION,
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile split products with Inductor; needs a C++ compiler.",
+        rich_help_panel=EXECUTION,
+    ),
+]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        metavar="FILE",
+        help="Compute as in an earlier result (--json), to the last bit.",
+        rich_help_panel=EXECUTION,
+    ),
+]
 Json = Annotated[
     Path | None,
     typer.Option(
@@ -220,6 +267,63 @@ def parse_norm_stats(name: str | None) -> Literal["running", "batch"] | None:
     raise InputError(f"--norm-stats is {name!r}: choose running or batch")
 
 
+def parse_engine(name: str) -> str:
+    """The engine that `--engine` names."""
+    if name not in ("auto", "split", "double-backward"):
+        raise InputError(f"--engine is {name!r}: choose auto, split or double-backward")
+    return name.replace("-", " ")
+
+
+def parse_memory(text: str) -> "Memory":
+    """The bytes that `--memory` allows; kB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024.
+
+    >>> parse_memory("500MB"), parse_memory("1.5 GiB"), parse_memory("4096"), parse_memory("auto")
+    (500000000, 1610612736, 4096, 'auto')
+    """
+    if text == "auto":
+        return "auto"
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*(?:([kmgt]?)(i?)b)?", text.strip().lower())
+    size = 0
+    if found is not None:
+        number, prefix, binary = found.groups()
+        size = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
+    if size < 1:
+        raise InputError(
+            f"--memory {text!r} is no size: write auto, a number of bytes, or one such as 500MB, 2GB or "
+            "1.5GiB"
+        )
+    return size
+
+
+def parse_products(name: str | None) -> "Arithmetic":
+    """The type that `--products` names."""
+    import torch
+
+    if name is None or name == "tf32":
+        return name  # type: ignore[return-value]
+    known = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+    if name not in known:
+        raise InputError(f"--products is {name!r}: choose float32, float64, bfloat16 or tf32")
+    return known[name]
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """The plan in a result that was written by `--json`."""
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"--plan {str(path)!r} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--plan {str(path)!r} is not JSON: {error}") from error
+    about = found.get("provenance") if isinstance(found, dict) else None
+    plan = about.get("plan") if isinstance(about, dict) else None
+    if not isinstance(plan, dict):
+        raise InputError(
+            f"--plan {str(path)!r} holds no plan: name what a command on a model wrote by --json"
+        )
+    return plan
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """What every command on a model is told about it."""
@@ -241,7 +345,32 @@ class ModelOptions:
     device: Device = None
     dtype: Dtype = None
     seed: Seed = 0
+    engine: Engine = "auto"
+    memory: MemoryBudget = "auto"
+    products: Products = None
+    compile: Compile = False
+    plan: PlanFile = None
     debug: Debug = False
+
+    def execution(self) -> "Execution":
+        """How products are to be executed: keyword arguments of every analysis."""
+        asked: Execution = {"memory": parse_memory(self.memory)}
+        if self.plan is not None:
+            given = {
+                "--engine": self.engine != "auto",
+                "--products": self.products is not None,
+                "--compile": self.compile,
+            }
+            if any(given.values()):
+                names = " and ".join(name for name, there in given.items() if there)
+                raise InputError(f"--plan says what {names} would: leave one of them out")
+            return {**asked, "plan": read_plan(self.plan)}
+        return {
+            **asked,
+            "engine": parse_engine(self.engine),
+            "products": parse_products(self.products),
+            "compile": self.compile,
+        }
 
     def load(self, messages: "Console") -> "Problem":
         """The problem that was named; choices made for the user go to `messages`."""

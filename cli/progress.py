@@ -20,7 +20,7 @@ def phases(console: "Console") -> Iterator[Callable[[str, int, int], None]]:
     )
 
     columns = (
-        TextColumn("{task.description:<11}"),
+        TextColumn("{task.description:<16}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total} products"),
         TimeElapsedColumn(),

@@ -122,6 +122,7 @@ def spectrum(
         require_other(path, model)
     if json_file is not None and json_file.resolve() == figure.resolve():
         raise InputError(f"the figure and the numbers would both be written to {str(figure)!r}")
+    execution = about.execution()
     messages = console(stderr=True)
     problem = about.load(messages)
     with phases(messages) as progress:
@@ -137,6 +138,7 @@ def spectrum(
             seed=about.seed,
             progress=progress,
             command=shlex.join(["landscape", *sys.argv[1:]]),
+            **execution,
         )
     # The numbers first: drawing may fail for reasons of its own.
     if to_stdout:

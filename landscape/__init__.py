@@ -7,6 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from landscape.analyses.bench import Bench as Bench
+    from landscape.analyses.bench import bench as bench
     from landscape.analyses.spectrum import Spectrum as Spectrum
     from landscape.analyses.spectrum import spectrum as spectrum
     from landscape.errors import InputError as InputError
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Bench": "analyses.bench",
+    "bench": "analyses.bench",
     "Spectrum": "analyses.spectrum",
     "spectrum": "analyses.spectrum",
     "InputError": "errors",
@@ -53,6 +57,7 @@ _HOMES = {
     "Problem": "problem",
 }
 __all__ = [
+    "Bench",
     "EmpiricalFisher",
     "Fisher",
     "GaussNewton",
@@ -66,6 +71,7 @@ __all__ = [
     "Spectrum",
     "UntrustedResult",
     "as_operator",
+    "bench",
     "diagonal",
     "eigenpairs",
     "load_problem",

@@ -68,9 +68,11 @@ def power(exponent: int) -> str:
 def duration(seconds: float) -> str:
     """Write a time.
 
-    >>> duration(3.21), duration(200), duration(9000)
-    ('3.2 s', '3 min 20 s', '2 h 30 min')
+    >>> duration(0.156), duration(3.21), duration(200), duration(9000)
+    ('160 ms', '3.2 s', '3 min 20 s', '2 h 30 min')
     """
+    if seconds < 1:
+        return f"{number(1000 * seconds)} ms"
     if seconds < 90:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

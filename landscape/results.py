@@ -67,17 +67,9 @@ class Meter:
             self._operator.products - self._products,
             None if problem is None else spent / problem.gradient_seconds(),
             elapsed,
-            _peak_bytes(self._operator.device.type),
+            peak_bytes(self._operator.device.type),
             None if self._operator.plan is None else self._operator.plan.engine,
         )
-
-
-def _peak_bytes(device: str) -> int:
-    if device == "cuda":
-        import torch
-
-        return int(torch.cuda.max_memory_allocated())
-    return peak_bytes()
 
 
 @dataclass(frozen=True)

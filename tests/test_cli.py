@@ -134,6 +134,9 @@ WRONG: list[tuple[list[str], str]] = [
     (["spectrum", "MODEL", "-o", "nowhere/x.png"], "the folder 'nowhere' does not exist"),
     (["spectrum", "MODEL", "--json", "MODEL"], "is the model itself"),
     (["spectrum", "MODEL", "--model-args", "width=3"], "is not JSON"),
+    (["bench", "MODEL", "--operators", "jacobian"], "unknown operator 'jacobian'"),
+    (["bench", "MODEL", "--rounds", "0"], "rounds=0"),
+    (["bench", "MODEL", "--json", "MODEL"], "is the model itself"),
     (["demo", "vgg"], "vgg"),
     (["demo", "-o", "nowhere/model.pt"], "the folder 'nowhere' does not exist"),
 ]
@@ -210,7 +213,10 @@ def test_an_interrupt_ends_with_130_and_leaves_no_files(tiny_archive: Path, tmp_
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["spectrum", "--help"], ["demo", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], *([name, "--help"] for name in ("spectrum", "demo", "check", "bench"))],
+)
 def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
     code = (
         "import sys; from landscape_cli.main import main\n"

@@ -4,17 +4,26 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 
-from landscape.analyses.forecast import Forecast, forecast, product_seconds
+from landscape.analyses.forecast import (
+    BUDGET,
+    COMPARED,
+    ITERATIONS,
+    Forecast,
+    comparison_seconds,
+    forecasts,
+    pace,
+)
 from landscape.analyses.second_opinion import SecondOpinion, second_opinion
-from landscape.analyses.spectrum import in_float64
+from landscape.analyses.spectrum import in_float64, rounding
 from landscape.errors import InputError
 from landscape.estimators.lanczos import Eigenpairs, extreme_eigenpairs, remeasure
 from landscape.handling import special_modules
 from landscape.operators.hessian import Hessian
+from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
 from landscape.results import Cost, Meter, provenance
 
@@ -23,13 +32,7 @@ Phase = Literal["eigenvalues", "PyHessian"]
 BLOCKS = 24  # rows of the table of blocks; more are cut down to their parents
 
 TOLERANCE = 1e-4  # accepted residual of an eigenvalue, as a share of the largest
-PRODUCTS = 50  # that a search for a few eigenvalues takes, about
 LEAST_SAMPLES = 16  # to compare on
-
-WHY = (
-    "differentiates everything that autograd can differentiate twice; tried on every batch, symmetric "
-    "to {symmetry:.0e}"
-)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Check:
             0 means to the last bit.
         symmetry: |uᵀHv − vᵀHu| as a share of ‖Hv‖‖u‖, for two random vectors.
         special: (phrase, number of modules, some of their names) for modules treated in a special way.
-        engine, why: how products are computed, and the reason.
+        engine, why: how the commands compute products, and the reason.
         forecasts: the cost of the commands on this machine.
         compared_samples: how many of the samples the eigenvalues are of.
         eigenvalues, residuals: of largest magnitude, ours.
@@ -94,14 +97,15 @@ class Check:
 def check(
     problem: Problem,
     *,
-    top: int = 3,
+    top: int = COMPARED,
     opinion: bool = True,
-    iterations: int = 12,
-    budget: float = 60.0,
+    iterations: int = ITERATIONS,
+    budget: float = BUDGET,
     seed: int = 0,
     progress: Callable[[Phase, int, int], None] | None = None,
     ready: Callable[["Check"], None] | None = None,
     command: str | None = None,
+    **execution: Unpack[Execution],
 ) -> Check:
     """Look a problem over: what is in it, whether it can be trusted, what it will cost.
 
@@ -116,18 +120,19 @@ def check(
         progress: called with (phase, products done, products at most).
         ready: called with everything but the eigenvalues before these are looked for.
         command: the command line, for provenance.
+        execution: engine, memory, products, compile and plan of `CurvatureOperator`.
 
     Raises:
-        InputError: top is out of range.
+        InputError: top is out of range, or `execution` is.
         UntrustedResult: a product is not finite.
     """
     if not 1 <= top <= problem.size:
         raise InputError(f"top is {top}: it must lie between 1 and the order {problem.size}")
-    H = Hessian(problem)
+    H = Hessian(problem, **execution)
     meter = Meter(H)
     loss, gradient_norm = problem.loss(), float(problem.gradient().double().norm())
+    measured = pace(H)
     repeatable, symmetry = _consistency(H, seed)
-    eps = torch.finfo(problem.dtype).eps
     about = Check(
         origin=problem.origin,
         problem=problem.summary(),
@@ -138,8 +143,8 @@ def check(
         symmetry=symmetry,
         special=_grouped(special_modules(problem)),
         engine=H.plan.engine,
-        why=WHY.format(symmetry=max(symmetry, eps)),
-        forecasts=forecast(problem),
+        why=f"{H.plan.reason}; symmetric to {max(symmetry, rounding(H)):.0e}",
+        forecasts=forecasts(H, measured),
         compared_samples=problem.samples,
         eigenvalues=[],
         residuals=[],
@@ -150,25 +155,28 @@ def check(
     )
     if ready is not None:
         ready(about)
-    vector = torch.ones(problem.size, 1, dtype=problem.dtype, device=problem.device)
-    needed = product_seconds(H, vector) * (PRODUCTS + 1.5 * (iterations + 2) * top * opinion)
-    compared = problem
+    needed, _ = comparison_seconds(H, measured, top=top, iterations=iterations * opinion)
+    A = H
     if needed > budget:
-        compared = problem.part(max(LEAST_SAMPLES, int(problem.samples * budget / needed)))
+        rows = max(LEAST_SAMPLES, int(problem.samples * budget / needed))
+        A = Hessian(problem.part(rows), **execution)
+    meter = Meter(A)
     pairs = extreme_eigenpairs(
-        Hessian(compared),
+        A,
         [("magnitude", top)],
         tolerance=TOLERANCE,
         seed=seed,
         progress=None if progress is None else functools.partial(progress, "eigenvalues"),
     )
-    exact = in_float64(Hessian(compared))
+    cost = about.cost + meter.read()
+    exact = in_float64(A)
     if exact is not None:
         pairs = remeasure(pairs, exact, tolerance=TOLERANCE)
+        cost += pairs.cost
     said = None
     if opinion:
         said = second_opinion(
-            compared,
+            A.problem,
             pairs,
             iterations=iterations,
             seed=seed,
@@ -176,12 +184,12 @@ def check(
         )
     return replace(
         about,
-        compared_samples=compared.samples,
+        compared_samples=A.problem.samples,
         eigenvalues=pairs.values.tolist(),
         residuals=pairs.residuals.tolist(),
         opinion=said,
-        failures=_failures(problem, pairs, said, repeatable, symmetry),
-        cost=about.cost + pairs.cost,
+        failures=_failures(1e3 * rounding(H), pairs, said, repeatable, symmetry),
+        cost=cost,
     )
 
 
@@ -196,13 +204,12 @@ def _consistency(H: Hessian, seed: int) -> tuple[float, float]:
 
 
 def _failures(
-    problem: Problem,
+    tolerance: float,
     pairs: Eigenpairs,
     opinion: SecondOpinion | None,
     repeatable: float,
     symmetry: float,
 ) -> list[str]:
-    tolerance = 1e3 * torch.finfo(problem.dtype).eps
     found = []
     if repeatable > tolerance:
         found.append(f"two products with the same vector differ by {repeatable:.2g} of their size")

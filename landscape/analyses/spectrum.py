@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from landscape.operators.empirical_fisher import EmpiricalFisher, GradientCovari
 from landscape.operators.fisher import Fisher
 from landscape.operators.gauss_newton import GaussNewton
 from landscape.operators.hessian import Hessian
+from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
 from landscape.results import SPECTRUM_SCHEMA as SCHEMA
 from landscape.results import Cost, Meter, atomic, provenance, to_json
@@ -190,11 +191,12 @@ def spectrum(
     seed: int = 0,
     progress: Callable[[Phase, int, int], None] | None = None,
     command: str | None = None,
+    **execution: Unpack[Execution],
 ) -> Spectrum:
     """Eigenvalue density, leading eigenvalues and trace of a curvature matrix.
 
-    The eigenpairs of a model in float32 are measured once more in float64, so that their residuals
-    include all rounding.
+    The eigenpairs of a model in float32 are measured once more in float64, by double backward, so that
+    their residuals include all rounding.
 
     Args:
         problem: the loss, or any operator.
@@ -208,22 +210,24 @@ def spectrum(
         seed: of all probes and starting vectors.
         progress: called with (phase, products done, products expected).
         command: the command line, for provenance.
+        execution: engine, memory, products, compile and plan of `CurvatureOperator`, for a problem.
 
     Returns:
         A `Spectrum`; its `failures` say what could not be trusted.
 
     Raises:
-        InputError: an unknown operator or arguments out of range.
+        InputError: an unknown operator, arguments out of range, or `execution` for an operator.
         UntrustedResult: a product is not finite.
     """
-    A = _operator(problem, operator, samples)
+    A = _operator(problem, operator, samples, execution)
     if not 1 <= top <= A.shape[0]:
         raise InputError(f"top is {top}: it must lie between 1 and the order {A.shape[0]}")
     loss = gradient_norm = None
-    if isinstance(problem, Problem):
-        loss, gradient_norm = problem.loss(), float(problem.gradient().double().norm())
+    if isinstance(A, CurvatureOperator):
+        loss, gradient_norm = A.problem.loss(), float(A.problem.gradient().double().norm())
     ends: list[End] = [("largest", top), ("smallest", min(1, A.shape[0] - top))]
-    checked_limit(A, ends, tolerance, max_steps)  # before the hours of work, not after
+    limit = checked_limit(A, ends, tolerance, max_steps)  # before the hours of work, not after
+    A.expect(probes * min(steps, A.shape[0]) + limit)  # so that all products are made in one way
     exact = in_float64(A)
     meter = Meter(A)
 
@@ -249,7 +253,8 @@ def spectrum(
             pairs.values.tolist(), pairs.residuals.tolist(), pairs.converged.tolist(), strict=True
         )
     ]
-    zero = _rounding(A) * max(abs(pair.value) for pair in found)
+    # Eigenvalues smaller than this are rounding.
+    zero = 10 * rounding(A) * max(abs(pair.value) for pair in found)
     energies = [_negative_energy(measure, zero) for measure in density.ritz]
     return Spectrum(
         operator=type(A).__name__,
@@ -273,8 +278,15 @@ def spectrum(
     )
 
 
-def _operator(problem: Problem | Operator, name: str, samples: int | None) -> Operator:
+def _operator(
+    problem: Problem | Operator, name: str, samples: int | None, execution: Execution
+) -> Operator:
     if isinstance(problem, Operator):
+        if execution:
+            raise InputError(
+                f"{', '.join(execution)} cannot be chosen for {problem!r}: give them to the operator, or "
+                "pass the problem"
+            )
         return problem
     if not isinstance(problem, Problem):
         raise InputError(f"spectrum needs a Problem or an operator, not {type(problem).__name__}")
@@ -282,17 +294,22 @@ def _operator(problem: Problem | Operator, name: str, samples: int | None) -> Op
         raise InputError(f"unknown operator {name!r}: choose one of {', '.join(OPERATORS)}")
     if samples is not None and name != "fisher":
         raise InputError(f"samples={samples} only goes with the operator 'fisher', not {name!r}")
-    return Fisher(problem, samples=samples) if name == "fisher" else OPERATORS[name](problem)
+    if name == "fisher":
+        return Fisher(problem, samples=samples, **execution)
+    return OPERATORS[name](problem, **execution)
 
 
 def in_float64(A: Operator) -> Operator | None:
-    """The same matrix in float64, if there is one: some models insist on their own type.
+    """The same matrix in float64 by double backward, if there is one: some models insist on their type.
 
-    None also where it is in float64 already.
+    None also where its products are in float64 already. Few products are not worth tracing, and those of
+    another engine check the first.
     """
-    if not isinstance(A, CurvatureOperator) or A.dtype == torch.float64 or A.device.type == "mps":
+    if not isinstance(A, CurvatureOperator) or A.device.type == "mps":
         return None
-    exact = A.astype(torch.float64)
+    if (A.dtype, A.plan.dtype) == (torch.float64, "float64"):
+        return None
+    exact = A.astype(torch.float64, engine="double backward")
     try:
         with exact.problem.evaluation() as run:
             run.total(next(run.batches()))[0].backward(inputs=run.leaves)
@@ -301,9 +318,10 @@ def in_float64(A: Operator) -> Operator | None:
     return exact
 
 
-def _rounding(A: Operator) -> float:
-    """Eigenvalues smaller than this share of the largest are rounding."""
-    return 10 * torch.finfo(A.dtype).eps
+def rounding(A: Operator) -> float:
+    """The relative spacing of the coarsest numbers in a product."""
+    own = torch.finfo(A.dtype).eps
+    return own if A.plan is None else max(own, A.plan.eps)
 
 
 def _negative_mass(ritz: list[Measure], zero: float, pairs: Eigenpairs, smallest: float) -> Bounds:

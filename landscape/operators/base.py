@@ -51,7 +51,7 @@ class Operator:
         return None
 
     def expect(self, products: int) -> None:
-        """Announce about how many columns will be multiplied, so that the fastest way is prepared."""
+        """Announce about how many columns are still to come, so that the fastest way is prepared."""
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """A times a vector (P,) or a block of column vectors (P, K).
@@ -330,7 +330,7 @@ class CurvatureOperator(Operator):
         return result / self._divisor()
 
     def expect(self, products: int) -> None:
-        self._products.expected += products
+        self._products.announced = max(self._products.announced, products)
         self._refresh()
 
     def _refresh(self) -> None:
@@ -341,13 +341,21 @@ class CurvatureOperator(Operator):
         """How products are executed, as of the last one."""
         return replace(self._products.plan, error=self._products.error)
 
-    def astype(self, dtype: torch.dtype) -> "CurvatureOperator":
-        """The same matrix in another floating-point type, its counters at zero."""
+    def astype(self, dtype: torch.dtype, *, engine: str | None = None) -> "CurvatureOperator":
+        """The same matrix in another floating-point type, its counters at zero.
+
+        Args:
+            dtype: of everything.
+            engine: another one (default: the same settings).
+        """
         other = copy.copy(self)
         other.problem = self.problem.astype(dtype)
         other.dtype, other.products, other._clock = dtype, 0, Stopwatch(self.device)
         other.arithmetic = None
-        other._products = other._engine(replace(self._products.settings, precision="ieee"))
+        settings = replace(self._products.settings, precision="ieee")
+        if engine is not None:
+            _, settings = settings_of(engine, settings.memory, None, False, None)
+        other._products = other._engine(settings)
         return other
 
     def block(self, patterns: str | Sequence[str]) -> Operator:

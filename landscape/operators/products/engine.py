@@ -79,7 +79,7 @@ class Products:
     ) -> None:
         self.problem, self.form, self.settings = problem, form, settings
         self.accumulation = accumulation
-        self.expected = 0  # columns, so far and announced
+        self.done, self.announced = 0, 0  # columns so far, and those still to come
         self.error: float | None = None  # of another dtype than the accumulation's
         self.plan = Plan(
             "double backward",
@@ -101,7 +101,8 @@ class Products:
 
     def multiply(self, block: Tensor) -> Tensor:
         """Σ over batches of the products with a block (P, K)."""
-        self.expected += block.shape[1]
+        self.done += block.shape[1]
+        self.announced = max(0, self.announced - block.shape[1])
         rows = block.T.to(self.problem.dtype).contiguous()
         if self._splits():
             try:
@@ -124,7 +125,8 @@ class Products:
             return True
         # At least 12 operations per parameter and sample; convolutions do more.
         arithmetic = 12.0 * self.problem.size * max(self.problem.samples, self.problem.terms)
-        return self.expected > LEAST_COLUMNS and self.expected * arithmetic > LEAST_ARITHMETIC
+        columns = self.done + self.announced
+        return columns > LEAST_COLUMNS and columns * arithmetic > LEAST_ARITHMETIC
 
     def _by_double_backward(self, rows: Tensor) -> Tensor:
         result = torch.zeros_like(rows, dtype=self.accumulation)
@@ -379,8 +381,7 @@ def _budget(memory: Memory, device: torch.device) -> int:
     """Bytes that residuals and products may take: as asked, or half of what is free."""
     if memory != "auto":
         return memory
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
-    return free // 2
+    return available_bytes(device) // 2
 
 
 def _now(device: torch.device) -> float:

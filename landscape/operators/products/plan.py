@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 
 from landscape.errors import InputError
 
 ENGINES = ("auto", "split", "double backward")
+LAYOUTS = ("contiguous", "channels last")
 Memory = int | Literal["auto"]
 Arithmetic = torch.dtype | Literal["tf32"] | None
 
@@ -64,8 +65,23 @@ class Plan:
     measured: dict[str, float] = field(default_factory=dict)
     degraded: tuple[str, ...] = ()
 
+    @property
+    def eps(self) -> float:
+        """Relative spacing of the numbers in a product."""
+        return 2**-10 if self.dtype == "tf32" else torch.finfo(getattr(torch, self.dtype)).eps
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+class Execution(TypedDict, total=False):
+    """What may be said about the execution of products; see `CurvatureOperator` for each."""
+
+    engine: str
+    memory: Memory
+    products: Arithmetic
+    compile: bool
+    plan: Plan | Mapping[str, Any] | None
 
 
 def settings_of(
@@ -78,7 +94,7 @@ def settings_of(
     """What was asked for, checked: the dtype of products (None for the problem's), and the rest.
 
     Raises:
-        InputError: something is out of range, or the plan is for another number of threads.
+        InputError: something is out of range, or the plan is no plan or for other threads.
     """
     if engine not in ENGINES:
         raise InputError(f"the engine is {engine!r}: choose one of {', '.join(ENGINES)}")
@@ -105,10 +121,22 @@ def _read(plan: Plan | Mapping[str, Any]) -> Plan:
                 f"the plan has the entries {', '.join(map(str, plan))}: pass operator.plan, what its "
                 "to_dict() gave, or the plan of a saved result"
             )
-        plan = Plan(**{**plan, "degraded": tuple(plan.get("degraded", ()))})
+        plan = Plan(**{**plan, "degraded": ()})
+    dtype = torch.float32 if plan.dtype == "tf32" else getattr(torch, str(plan.dtype), None)
+    if (
+        plan.engine not in ENGINES[1:]
+        or plan.layout not in LAYOUTS
+        or not (isinstance(plan.chunk, int) and plan.chunk > 0)
+        or not (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
+    ):
+        raise InputError(
+            f"the plan says engine {plan.engine!r}, layout {plan.layout!r}, chunk {plan.chunk!r} and dtype "
+            f"{plan.dtype!r}, which cannot all be executed: make it anew"
+        )
     if plan.threads != torch.get_num_threads():
         raise InputError(
             f"the plan was made with {plan.threads} threads and this process uses "
-            f"{torch.get_num_threads()}, which rounds differently: call torch.set_num_threads({plan.threads})"
+            f"{torch.get_num_threads()}, which rounds differently: set OMP_NUM_THREADS={plan.threads}, or call "
+            f"torch.set_num_threads({plan.threads})"
         )
     return plan
