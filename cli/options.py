@@ -299,8 +299,10 @@ def parse_products(name: str | None) -> "Arithmetic":
     """The type that `--products` names."""
     import torch
 
-    if name is None or name == "tf32":
-        return name  # type: ignore[return-value]
+    if name is None:
+        return None
+    if name == "tf32":
+        return "tf32"
     known = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
     if name not in known:
         raise InputError(f"--products is {name!r}: choose float32, float64, bfloat16 or tf32")

@@ -296,7 +296,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 WRONG: list[tuple[list[str], str]] = [
     (["--memory", "lots"], "--memory 'lots' is no size"),
     (["--engine", "warp"], "--engine is 'warp': choose auto, split or double-backward"),
-    (["--products", "int8"], "--products is 'int8': choose float32, float64 or bfloat16"),
+    (["--products", "int8"], "--products is 'int8': choose float32, float64, bfloat16 or tf32"),
     (["--plan", "missing.json"], "--plan 'missing.json' cannot be read: No such file"),
     (["--plan", "text.json"], "--plan 'text.json' is not JSON"),
     (["--plan", "list.json"], "--plan 'list.json' holds no plan"),
