@@ -8,6 +8,7 @@ import typer
 
 from landscape import __version__
 from landscape.errors import LandscapeError
+from landscape.memory import is_out_of_memory
 
 from . import bench, check, demo, spectrum
 from .output import one_line
@@ -71,7 +72,7 @@ def main() -> None:
 
 def _machine_failure(error: Exception) -> str:
     text = str(error).strip().split("\n")[0]
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text:
+    if is_out_of_memory(error):
         return f"out of memory ({text}): use fewer --probes, a smaller --batch-size, or --limit"
     return f"a bug: {type(error).__name__}: {text} (run again with --debug for the traceback)"
 

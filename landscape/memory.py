@@ -67,6 +67,14 @@ def _peak_since_reset(device: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator refused: Python's, a GPU's, or torch's on the CPU, by operating system."""
+    if isinstance(error, MemoryError):
+        return True
+    refusals = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in refusals)
+
+
 class Peak:
     """The most memory taken within a `with` block above what was held before it.
 

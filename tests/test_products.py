@@ -1,5 +1,8 @@
 """The engines of products: equal to the truth and to each other, within their memory, replayable."""
 
+import subprocess
+import sys
+
 import oracles
 import pytest
 import torch
@@ -246,29 +249,34 @@ def test_control_flow_on_values_falls_back_and_says_why():
     assert ls.trace(A, probes=2).cost.engine == "double backward"
 
 
-def test_running_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
+@pytest.mark.parametrize("sooner", [True, False], ids=["at the first product", "later"])
+@pytest.mark.parametrize("asked", [4, None], ids=["chunk of a plan", "chunk measured"])
+def test_running_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch, asked, sooner):
     problem = mlp_problem()
     V = vectors(problem, 8)
     expected = ls.Hessian(problem, engine="double backward") @ V
-    plan = ls.Hessian(problem, engine="split").plan.to_dict() | {
-        "engine": "split",
-        "chunk": 4,
-        "dtype": "float64",
-    }
-    A = ls.Hessian(problem, plan=plan)
-    assert relative(A @ V, expected) < 1e-12
-    assert A.plan.chunk == 4
+    if asked:
+        ready = {"engine": "split", "chunk": asked, "dtype": "float64"}
+        A = ls.Hessian(problem, plan=ls.Hessian(problem).plan.to_dict() | ready)
+    else:
+        A = ls.Hessian(problem, engine="split")
     images = Recipe.images
 
     def limited(self, i, residuals, vectors):
         if len(vectors) > 1:
-            raise torch.OutOfMemoryError("out of memory (simulated)")
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried …"
+            )
         return images(self, i, residuals, vectors)
 
+    if not sooner:
+        assert relative(A @ V, expected) < 1e-12
+        assert A.plan.chunk == (asked or A.plan.chunk)
     monkeypatch.setattr(Recipe, "images", limited)
     assert relative(A @ V, expected) < 1e-12
     assert A.plan.chunk == 1
-    assert A.plan.degraded[-2:] == ("chunks of 4", "chunks of 2")
+    if asked:
+        assert A.plan.degraded[-2:] == ("chunks of 4", "chunks of 2")
 
     def never(*_):
         raise torch.OutOfMemoryError("out of memory (simulated)")
@@ -276,6 +284,42 @@ def test_running_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
     monkeypatch.setattr(Recipe, "images", never)
     with pytest.raises(torch.OutOfMemoryError):
         A @ V
+
+
+LIMITED = """
+import resource, torch, landscape as ls
+from pathlib import Path
+from torch import nn
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+
+def problem(rows):
+    model = nn.Sequential(nn.Linear(64, 512), nn.Tanh(), nn.Linear(512, 2))
+    return ls.Problem(model, "mse", (torch.randn(rows, 64), torch.randn(rows, 2)), batch_size=rows)
+
+plan = ls.Hessian(problem(2)).plan.to_dict() | {"engine": "split", "chunk": 8}
+small, large = problem(2), problem(20_000)  # 41 MB for one activation of one vector
+ls.Hessian(small, plan=plan) @ torch.ones(small.size, 8)  # everything is loaded
+V = torch.randn(large.size, 8, generator=torch.Generator().manual_seed(0))
+expected = ls.Hessian(large, engine="double backward") @ V
+held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + 600 * 2**20,) * 2)
+A = ls.Hessian(large, plan=plan)
+found = A @ V
+print(A.plan.degraded, A.plan.chunk, float((found - expected).norm() / expected.norm()))
+assert (found - expected).norm() <= 1e-5 * expected.norm()
+assert "chunks of 8" in A.plan.degraded
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process")
+def test_a_real_allocator_that_refuses_is_answered_with_smaller_chunks():
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_budget_too_small_for_one_product_is_refused_before_it_starts():

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from landscape.errors import InputError, UntrustedResult
-from landscape.operators.products.engine import Form, Products
+from landscape.operators.products.engine import Products
 from landscape.operators.products.plan import Arithmetic, Memory, Plan, Settings, settings_of
+from landscape.operators.products.preparation import Form
 from landscape.operators.stopwatch import Stopwatch
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from landscape.objective import Objective
 from landscape.operators.base import CurvatureOperator
 from landscape.operators.gauss_newton import categorical, output_of
 from landscape.operators.products.double_backward import jacobian_products
-from landscape.operators.products.engine import Form, Middle
+from landscape.operators.products.preparation import Form, Middle
 from landscape.problem import Problem
 
 

@@ -12,7 +12,7 @@ from landscape.evaluation import Evaluation
 from landscape.objective import Objective
 from landscape.operators.base import CurvatureOperator
 from landscape.operators.products.double_backward import jacobian_products
-from landscape.operators.products.engine import Form, Middle
+from landscape.operators.products.preparation import Form, Middle
 from landscape.problem import Problem
 
 

@@ -3,7 +3,7 @@
 from landscape.evaluation import Evaluation
 from landscape.operators.base import CurvatureOperator
 from landscape.operators.products.double_backward import hessian_product
-from landscape.operators.products.engine import Form
+from landscape.operators.products.preparation import Form
 
 
 class Hessian(CurvatureOperator):

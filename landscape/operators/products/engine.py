@@ -1,8 +1,7 @@
 """Products of a curvature operator over all batches: which engine, in what chunks, within what memory."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,58 +9,19 @@ from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.evaluation import Evaluation, slots
-from landscape.memory import available_bytes
+from landscape.memory import available_bytes, is_out_of_memory
 from landscape.operators.products.capture import Captured
-from landscape.operators.products.double_backward import Product
-from landscape.operators.products.footprint import storage_bytes
 from landscape.operators.products.plan import Memory, Plan, Settings
-from landscape.operators.products.recipes import Maps, Recipe, Value, key
+from landscape.operators.products.preparation import Form, Preparation, Prepared
+from landscape.operators.products.recipes import Recipe
 from landscape.operators.products.tracing import NotTraceable
 from landscape.problem import Problem
 from landscape.undisturbed import float32_arithmetic
 
-Middle = Callable[[Tensor], Tensor]
 # Tracing takes a second or so, which few products, or those of a tiny problem, would not give back.
 LEAST_COLUMNS, LEAST_ARITHMETIC = 20, 5e9
 WORTH_KEEPING = 0.1  # share of the time that kept residuals must save
 CHUNKS = {"cpu": (4,), "cuda": (8, 32)}  # vectors at once, tried beside one by one
-# Largest accepted difference from autograd: no rounding, but a sign of something frozen into the trace.
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-TF32 = 0.02
-
-
-@dataclass(frozen=True)
-class Form:
-    """What an operator multiplies by, batch by batch: a Hessian, or Jᵀ M J.
-
-    `value` gives the loss or the output of a batch, `maps` the linear maps derived from it, and `middle`
-    the M of a batch, from its place, the batch and its output.
-    """
-
-    value: Value
-    maps: Maps
-    middle: Callable[[int, Any, Tensor], Middle] | None = None
-
-
-@dataclass
-class Prepared:
-    """A batch ready to be multiplied: its recipe, its residuals, its M."""
-
-    recipe: Recipe
-    residuals: list[Tensor]
-    middle: Middle | None
-
-    def images(self, vectors: Tensor) -> Tensor:
-        """Products with vectors (c, P)."""
-        images = self.recipe.images(0, self.residuals, vectors)
-        if self.middle is None:
-            return images
-        with torch.enable_grad():
-            tangents = torch.stack([self.middle(image).contiguous() for image in images]).detach()
-        return self.recipe.images(1, self.residuals, tangents)
-
-    def bytes(self) -> int:
-        return storage_bytes(self.residuals)
 
 
 class Products:
@@ -77,7 +37,7 @@ class Products:
     def __init__(
         self, problem: Problem, form: Form, accumulation: torch.dtype, settings: Settings
     ) -> None:
-        self.problem, self.form, self.settings = problem, form, settings
+        self.problem, self.settings = problem, settings
         self.accumulation = accumulation
         self.done, self.announced = 0, 0  # columns so far, and those still to come
         self.error: float | None = None  # of another dtype than the accumulation's
@@ -90,12 +50,11 @@ class Products:
             accumulation=_name(accumulation),
             device=str(problem.device),
         )
-        self._recipes: dict[Any, Recipe] = {}
+        self._preparation = Preparation(problem, form, settings.precision)
         self._kept: dict[int, Prepared] = {}
         self._captured: dict[torch.Size, Captured] = {}
         self._captures = problem.device.type == "cuda"
         self._state: list[Tensor] = []
-        self._checked: set[int] = set()
         self._budget = 0
         self._seconds = {"primal": 0.0, "linear": 0.0}
 
@@ -132,26 +91,17 @@ class Products:
         result = torch.zeros_like(rows, dtype=self.accumulation)
         with self.problem.evaluation() as run, float32_arithmetic(self.settings.precision):
             for place, batch in enumerate(run.batches()):
-                product = self._eager(run, place, batch)
+                product = self._preparation.eager(run, place, batch)
                 for k, vector in enumerate(rows):
                     result[k] += product(vector)
         return result
-
-    def _eager(self, run: Evaluation, place: int, batch: Any) -> Product:
-        """The product of one batch by autograd."""
-        value = self.form.value(run, batch)
-        first, *others = self.form.maps(run, value)
-        if self.form.middle is None:
-            return first
-        middle = self.form.middle(place, batch, value.detach())
-        return lambda vector: others[0](middle(first(vector)).detach())
 
     def _by_split(self, rows: Tensor) -> Tensor:
         while True:
             try:
                 return self._once(rows)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error) or not self._degrade():
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or not self._degrade():
                     raise
 
     def _once(self, rows: Tensor) -> Tensor:
@@ -173,7 +123,7 @@ class Products:
             try:
                 self._captured[rows.shape] = Captured(self._sum_of_kept, rows)
             except RuntimeError as error:
-                if _is_out_of_memory(error):
+                if is_out_of_memory(error):
                     raise
                 self._captures = False
             self.plan = replace(self.plan, captured=self._captures)
@@ -230,21 +180,23 @@ class Products:
 
     def _degrade(self) -> bool:
         """Give something up after memory ran out; False if nothing is left."""
+        chunk = self.settings.chunk or self.plan.chunk
         if self._captured:  # a graph holds on to its working memory
             self._captured.clear()
             self._captures, given_up = False, "capture"
         elif self._kept:
             self._forget()
             self._budget, given_up = 0, "kept residuals"
-        elif self.plan.chunk > 1:
-            smaller = self.plan.chunk // 2
-            given_up = f"chunks of {self.plan.chunk}"
-            self.plan = replace(self.plan, chunk=smaller)
+        elif chunk > 1:
+            given_up, chunk = f"chunks of {chunk}", chunk // 2
             try:
-                for recipe in self._recipes.values():
-                    recipe.prepare(smaller)
+                for recipe in self._preparation.recipes.values():
+                    recipe.prepare(chunk)
             except NotTraceable:
-                self.plan = replace(self.plan, chunk=1)
+                chunk = 1
+            self.plan = replace(self.plan, chunk=chunk)
+            if self.settings.chunk:
+                self.settings = replace(self.settings, chunk=chunk)
         else:
             return False
         self.plan = replace(self.plan, degraded=(*self.plan.degraded, given_up))
@@ -257,16 +209,16 @@ class Products:
     def _prepare(self, run: Evaluation, place: int, batch: Any, width: int) -> Prepared:
         if self.plan.engine != "split":
             self._decide(run, place, batch, width)
-        recipe = self._recipe(run, place, batch, self.plan.layout)
+        recipe = self._preparation.recipe(run, place, batch, self.plan.layout)
         recipe.prepare(self.plan.chunk, compiled=self.plan.compiled)
-        return self._prepared(run, place, batch, recipe)
+        return self._preparation.prepared(run, place, batch, recipe)
 
     def _decide(self, run: Evaluation, place: int, batch: Any, width: int) -> None:
         """Layout and chunk: the fastest on this batch of those that fit into memory."""
         given = self.settings
         self._budget = _budget(given.memory, self.problem.device)
         layouts = [given.layout] if given.layout else ["contiguous"]
-        recipe = self._recipe(run, place, batch, layouts[0])
+        recipe = self._preparation.recipe(run, place, batch, layouts[0])
         if not given.layout and recipe.convolves:
             layouts.append("channels last")
         chunks = [given.chunk] if given.chunk else [1, *self._chunks(width)]
@@ -275,14 +227,14 @@ class Products:
         for layout in layouts:
             for chunk in chunks:
                 try:
-                    recipe = self._recipe(run, place, batch, layout)
+                    recipe = self._preparation.recipe(run, place, batch, layout)
                     recipe.prepare(chunk)
                 except NotTraceable:
                     if len(layouts) * len(chunks) == 1:
                         raise
                     continue
                 if layout not in ready:
-                    ready[layout] = self._prepared(run, place, batch, recipe)
+                    ready[layout] = self._preparation.prepared(run, place, batch, recipe)
                 if chunk == chunks[0] or self._fits(recipe, chunk):
                     tried[layout, chunk] = ready[layout]
         if not self._fits(recipe, 1) and given.memory != "auto":
@@ -326,55 +278,17 @@ class Products:
         )
         times: dict[tuple[str, int], list[float]] = {how: [] for how in tried}
         for _ in range(1 + rounds):
-            for (layout, chunk), prepared in tried.items():
-                start = _now(self.problem.device)
-                prepared.images(vectors[:chunk])
-                elapsed = _now(self.problem.device) - start
-                times[layout, chunk].append(elapsed / chunk)
+            for how in list(times):
+                chunk, start = how[1], _now(self.problem.device)
+                try:
+                    tried[how].images(vectors[:chunk])
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error) or len(times) == 1:
+                        raise
+                    del times[how]
+                    continue
+                times[how].append((_now(self.problem.device) - start) / chunk)
         return {how: min(values[1:]) for how, values in times.items()}
-
-    def _recipe(self, run: Evaluation, place: int, batch: Any, layout: str) -> Recipe:
-        """The recipe for batches like this one, traced and compared with autograd if it is new."""
-        this = (layout, key(run, batch))
-        if this not in self._recipes:
-            with torch.no_grad():
-                example = self.form.value(run, batch)
-            try:
-                recipe = Recipe(run, batch, self.form.value, self.form.maps, example, layout)
-            except RuntimeError as error:  # torch's rewriting has its own surprises
-                if _is_out_of_memory(error):
-                    raise
-                raise NotTraceable(str(error).strip().splitlines()[0]) from error
-            vector = torch.ones(self.problem.size, device=self.problem.device)
-            vector[::2] = -1  # of both signs, and nothing random
-            vector = vector.to(self.problem.dtype)
-            try:
-                found = self._prepared(run, place, batch, recipe).images(vector[None])[0]
-            except (RuntimeError, TypeError) as error:  # some kernels run only under autograd
-                if _is_out_of_memory(error):
-                    raise
-                raise NotTraceable(str(error).strip().splitlines()[0]) from error
-            self._require_close("product", found, self._eager(run, place, batch)(vector))
-            self._recipes[this] = recipe
-        return self._recipes[this]
-
-    def _prepared(self, run: Evaluation, place: int, batch: Any, recipe: Recipe) -> Prepared:
-        residuals = recipe.residuals(run, batch)
-        value = recipe.value(residuals)
-        if place not in self._checked:
-            with torch.no_grad():
-                self._require_close("value", value, self.form.value(run, batch))
-            self._checked.add(place)
-        middle = self.form.middle(place, batch, value) if self.form.middle else None
-        return Prepared(recipe, residuals, middle)
-
-    def _require_close(self, what: str, found: Tensor, expected: Tensor) -> None:
-        difference = float((found - expected.detach()).norm())
-        size = float(expected.norm())
-        tolerance = TF32 if self.settings.precision == "tf32" else TOLERANCE[self.problem.dtype]
-        if not difference <= tolerance * size:
-            share = difference / size if size else difference
-            raise NotTraceable(f"the traced {what} differs from autograd's by {share:.1g}")
 
 
 def _budget(memory: Memory, device: torch.device) -> int:
@@ -396,8 +310,3 @@ def _label(layout: str, chunk: int) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "not enough memory" in str(error)
