@@ -95,7 +95,7 @@ def test_layer_norm_has_the_hessian_of_autograd(shape, affine):
     exact = ls.Hessian(problem, engine="double backward") @ V
     A = ls.Hessian(problem, engine="split")
     assert relative(A @ V, exact) <= 1e-12
-    graphs = [r._split.primal for r in A._products._recipes.values()]
+    graphs = [r._split.primal for r in A._products._preparation.recipes.values()]
     names = {str(n.target) for g in graphs for n in g.graph.nodes}
     assert not any("layer_norm" in name for name in names)
 
@@ -170,6 +170,20 @@ def test_kept_and_recomputed_residuals_give_the_same_bits():
     assert torch.equal(kept @ V, spare @ V)
     assert torch.equal(kept @ V[:, 0], spare @ V[:, 0])
     assert spare.plan.kept == 0
+
+
+def test_a_wider_block_measures_the_ways_that_it_allows():
+    problem = mlp_problem()  # the last batch has another shape
+    A = ls.Hessian(problem, engine="split")
+    V = vectors(problem, 8)
+    first = A @ V[:, 0]
+    assert list(A.plan.measured) == ["contiguous, one by one"]
+    together = A @ V
+    assert list(A.plan.measured) == ["contiguous, one by one", "contiguous, 4 at once"]
+    assert torch.equal(A @ V, together)
+    assert torch.equal(A @ V[:, 0], first)
+    assert relative(together[:, 0], first) < 1e-13
+    assert len(A.plan.measured) == 2
 
 
 def test_a_plan_saved_with_a_result_is_replayed_to_the_last_bit():

@@ -1,7 +1,7 @@
 """How fast are the products?  Every engine and the peers on the same work, interleaved in one process.
 
     pip install -c constraints.txt -r tests/benchmarks/requirements-peers.txt
-    python tests/benchmarks/products.py [mlp gpt resnet] [--slq 5] [--json figures/data/products.json]
+    python tests/benchmarks/products.py [mlp gpt resnet density] [--json figures/data/products.json]
 
 The unit is the gradient: time per vector over the time of one gradient on the same four batches. Peers
 that are not installed are left out, and the table says so.
@@ -13,7 +13,6 @@ import importlib
 import importlib.metadata
 import json
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -29,9 +28,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import landscape as ls
 from landscape.demos.models import gpt, mlp, resnet20
+from landscape.memory import Peak
 
 VECTORS = 8
-ROUNDS = 5
 BATCHES = 4
 
 
@@ -116,12 +115,12 @@ def contestants(name: str) -> tuple[dict[str, tuple[Callable[[], Any], int]], di
     return works, ours
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(name: str, rounds: int) -> dict[str, Any]:
     works, ours = contestants(name)
     times: dict[str, list[float]] = {label: [] for label in works}
     tracing = {}
     with sdpa_kernel(SDPBackend.MATH):
-        for turn in range(1 + ROUNDS):
+        for turn in range(1 + rounds):
             for label, (work, vectors) in works.items():
                 start = time.perf_counter()
                 work()
@@ -147,7 +146,8 @@ def measure(name: str) -> dict[str, Any]:
     best = min(peers) if peers else None
     found = rows["Hessian, split"]["gradients_per_vector"]
     return {
-        "problem": name,
+        "vectors": VECTORS,
+        "batches": BATCHES,
         "gradient_seconds": gradient,
         "rows": rows,
         "best_peer_over_ours": best / found if best else None,
@@ -180,7 +180,7 @@ def lanczos_step(name: str, known: int = 50) -> dict[str, Any]:
 
     times: dict[str, list[float]] = {"product": [], "recurrence": []}
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        for _ in range(ROUNDS):
+        for _ in range(5):
             start = time.perf_counter()
             w = A.product(q[:, None])[:, 0]
             middle = time.perf_counter()
@@ -199,48 +199,47 @@ def lanczos_step(name: str, known: int = 50) -> dict[str, Any]:
         spent[kind] += event.self_cpu_time_total / 1e6
     whole = sum(map(sum, times.values()))
     return {
-        "problem": name,
         "basis": known,
         "seconds": {part: statistics.median(values) for part, values in times.items()},
         "shares": {kind: seconds / whole for kind, seconds in spent.items()},
     }
 
 
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def density(which: str, batch: int, probes: int, steps: int) -> dict[str, Any]:
+    """One density on ResNet-20, ours or PyHessian's, in a process of its own: seconds and memory.
 
-
-def slq(batch: int, probes: int, steps: int, which: str) -> dict[str, Any]:
-    """One density on ResNet-20, ours or PyHessian's, in a process of its own: seconds and memory."""
+    Memory is the peak above what was held before, that of a gradient subtracted.
+    """
     torch.manual_seed(0)
     model = resnet20().eval()
     data = [(torch.randn(batch, 1, 28, 28), torch.randint(10, (batch,))) for _ in range(BATCHES)]
     loss = nn.CrossEntropyLoss()
     weights = list(model.parameters())
     times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        for x, y in data:
-            torch.autograd.grad(loss(model(x), y), weights)
-        times.append(time.perf_counter() - start)
-    base = peak()
-    start = time.perf_counter()
+    with Peak(torch.device("cpu")) as of_gradient:
+        for _ in range(3):
+            start = time.perf_counter()
+            for x, y in data:
+                torch.autograd.grad(loss(model(x), y), weights)
+            times.append(time.perf_counter() - start)
     plan = None
-    if which == "ours":
-        problem = ls.Problem(model, "cross_entropy", data)
-        H = ls.Hessian(problem)
-        ls.spectral_density(H, probes=probes, steps=steps)
-        plan = H.plan.to_dict()
-    else:
-        from pyhessian import hessian
+    with Peak(torch.device("cpu")) as of_density:
+        start = time.perf_counter()
+        if which == "ours":
+            H = ls.Hessian(ls.Problem(model, "cross_entropy", data))
+            ls.spectral_density(H, probes=probes, steps=steps)
+            plan = H.plan.to_dict()
+        else:
+            from pyhessian import hessian
 
-        if not hasattr(torch, "eig"):  # removed from torch; PyHessian 0.1 asks for it
-            torch.eig = _eig  # type: ignore[attr-defined]
-        hessian(model, loss, dataloader=data, cuda=False).density(iter=steps, n_v=probes)
+            torch.eig = _eig  # type: ignore[attr-defined] # PyHessian 0.1 asks for what torch removed
+            hessian(model, loss, dataloader=data, cuda=False).density(iter=steps, n_v=probes)
+        seconds = time.perf_counter() - start
+    assert of_gradient.bytes is not None and of_density.bytes is not None, "Linux tells"
     return {
-        "seconds": time.perf_counter() - start,
-        "bytes_above_gradient": peak() - base,
-        "peak_bytes": peak(),
+        "seconds": seconds,
+        "bytes": of_density.bytes,
+        "bytes_above_gradient": of_density.bytes - of_gradient.bytes,
         "gradient_seconds": statistics.median(times),
         "plan": plan,
     }
@@ -273,59 +272,65 @@ def in_fresh_process(arguments: list[str]) -> dict[str, Any]:
     import subprocess
 
     done = subprocess.run(
-        [sys.executable, __file__, *arguments], check=True, capture_output=True, text=True
+        [sys.executable, __file__, "--one", *arguments], check=True, capture_output=True, text=True
     )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def save(report: dict[str, Any], path: Path | None) -> None:
-    if path is not None:
-        path.write_text(json.dumps(report, indent=1))
+def densities(rounds: int) -> dict[str, Any]:
+    """Runs of the density in turns; its memory with larger batches, and with few and many steps."""
+    runs = []
+
+    def run(which: str, batch: int, probes: int, steps: int) -> None:
+        about = {"which": which, "batch": batch, "probes": probes, "steps": steps}
+        runs.append(about | in_fresh_process([which, str(batch), str(probes), str(steps)]))
+        print(*about.values(), runs[-1]["seconds"], runs[-1]["bytes_above_gradient"], flush=True)
+
+    for _ in range(rounds):
+        for which in ("ours", "PyHessian"):
+            run(which, 16, 8, 50)
+    run("ours", 16, 2, 20)
+    run("ours", 16, 2, 200)
+    # PyHessian keeps the basis of one probe at a time, and ours does not grow with steps.
+    run("ours", 64, 8, 5)
+    run("PyHessian", 64, 1, 50)
+    return {"runs": runs}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("problems", nargs="*", default=["mlp", "gpt", "resnet"])
-    parser.add_argument("--slq", type=int, default=0, help="interleaved runs of the density")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("parts", nargs="*", default=["mlp", "gpt", "resnet", "density"])
+    parser.add_argument("--json", type=Path, help="updated, part by part")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         which, *numbers = arguments.one
-        print(json.dumps(slq(*map(int, numbers), which)))
+        print(json.dumps(density(which, *map(int, numbers))))
         return
-    report: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": versions(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "vectors": VECTORS,
-        "batches": BATCHES,
-        "rounds": ROUNDS,
-        "problems": [],
-        "lanczos_steps": [],
-    }
-    for name in arguments.problems:
-        found = measure(name)
-        report["problems"].append(found)
-        for label, row in found["rows"].items():
-            print(f"{name:8} {label:28} {row['gradients_per_vector']:6.2f}", flush=True)
-        print(f"{name:8} best peer / ours {found['best_peer_over_ours']}", flush=True)
-        report["lanczos_steps"].append(lanczos_step(name))
-        print(report["lanczos_steps"][-1], flush=True)
-        save(report, arguments.json)
-    if arguments.slq:
-        runs = []
-        for _ in range(arguments.slq):
-            for which in ("ours", "PyHessian"):
-                run = in_fresh_process(["--one", which, "16", "8", "50"])
-                runs.append({"which": which} | run)
-                print(which, run["seconds"], run["bytes_above_gradient"], flush=True)
-        report["slq"] = {"batch": 16, "probes": 8, "steps": 50, "runs": runs}
-        flat = {n: in_fresh_process(["--one", "ours", "16", "2", str(n)]) for n in (20, 200)}
-        report["slq"]["peak_bytes_by_steps"] = {n: run["peak_bytes"] for n, run in flat.items()}
-        print(report["slq"]["peak_bytes_by_steps"], flush=True)
-        save(report, arguments.json)
+    report: dict[str, Any] = {}
+    if arguments.json and arguments.json.exists():
+        report = json.loads(arguments.json.read_text())
+    for name in arguments.parts:
+        if name == "density":
+            found = densities(arguments.rounds)
+        else:
+            found = measure(name, arguments.rounds)
+            for label, row in found["rows"].items():
+                print(f"{name:8} {label:28} {row['gradients_per_vector']:6.2f}", flush=True)
+            print(f"{name:8} best peer / ours {found['best_peer_over_ours']}", flush=True)
+            found["lanczos_step"] = lanczos_step(name)
+            print(found["lanczos_step"], flush=True)
+        about = {
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "versions": versions(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "rounds": arguments.rounds,
+        }
+        report[name] = found | about
+        if arguments.json:
+            arguments.json.write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Products of a curvature operator over all batches: which engine, in what chunks, within what memory."""
 
+import contextlib
 import time
 from dataclasses import replace
 from typing import Any
@@ -20,8 +21,11 @@ from landscape.undisturbed import float32_arithmetic
 
 # Tracing takes a second or so, which few products, or those of a tiny problem, would not give back.
 LEAST_COLUMNS, LEAST_ARITHMETIC = 20, 5e9
-WORTH_KEEPING = 0.1  # share of the time that kept residuals must save
+# Shares of the time that what takes more memory must save: kept residuals, and several vectors at once.
+WORTH_KEEPING, WORTH_CHUNKING = 0.1, 0.05
 CHUNKS = {"cpu": (4,), "cuda": (8, 32)}  # vectors at once, tried beside one by one
+# What one vector works on: beyond it a CPU gains nothing from several at once, and pays for their memory.
+SMALL = 32 * 2**20
 
 
 class Products:
@@ -56,6 +60,7 @@ class Products:
         self._captures = problem.device.type == "cuda"
         self._state: list[Tensor] = []
         self._budget = 0
+        self._width = 0  # columns of the block that the plan was chosen for; 0 before
         self._seconds = {"primal": 0.0, "linear": 0.0}
 
     def multiply(self, block: Tensor) -> Tensor:
@@ -105,6 +110,8 @@ class Products:
                     raise
 
     def _once(self, rows: Tensor) -> Tensor:
+        if self._undecided(len(rows)):
+            self._forget()
         if len(self._kept) == self.problem.batch_count:
             return self._from_kept(rows)
         result = torch.zeros_like(rows, dtype=self.accumulation)
@@ -207,50 +214,49 @@ class Products:
     # How it is done: decided on the first batch.
 
     def _prepare(self, run: Evaluation, place: int, batch: Any, width: int) -> Prepared:
-        if self.plan.engine != "split":
+        if self._undecided(width):
             self._decide(run, place, batch, width)
         recipe = self._preparation.recipe(run, place, batch, self.plan.layout)
         recipe.prepare(self.plan.chunk, compiled=self.plan.compiled)
         return self._preparation.prepared(run, place, batch, recipe)
 
+    def _undecided(self, width: int) -> bool:
+        """Whether no product was made yet, or a wider block allows ways that were not tried."""
+        if not self._width:
+            return True
+        if self.settings.chunk or self.plan.degraded:
+            return False
+        return len(self._chunks(width)) > len(self._chunks(self._width))
+
     def _decide(self, run: Evaluation, place: int, batch: Any, width: int) -> None:
         """Layout and chunk: the fastest on this batch of those that fit into memory."""
         given = self.settings
         self._budget = _budget(given.memory, self.problem.device)
-        layouts = [given.layout] if given.layout else ["contiguous"]
+        # Once chosen the layout stays: what was computed before can be replayed.
+        layout = given.layout or (self.plan.layout if self._width else None)
+        layouts = [layout or "contiguous"]
         recipe = self._preparation.recipe(run, place, batch, layouts[0])
-        if not given.layout and recipe.convolves:
+        if layout is None and recipe.convolves:
             layouts.append("channels last")
-        chunks = [given.chunk] if given.chunk else [1, *self._chunks(width)]
-        tried: dict[tuple[str, int], Prepared] = {}
-        ready: dict[str, Prepared] = {}
-        for layout in layouts:
-            for chunk in chunks:
-                try:
-                    recipe = self._preparation.recipe(run, place, batch, layout)
-                    recipe.prepare(chunk)
-                except NotTraceable:
-                    if len(layouts) * len(chunks) == 1:
-                        raise
-                    continue
-                if layout not in ready:
-                    ready[layout] = self._preparation.prepared(run, place, batch, recipe)
-                if chunk == chunks[0] or self._fits(recipe, chunk):
-                    tried[layout, chunk] = ready[layout]
+        seconds: dict[tuple[str, int], float] = {}
+        for layout in layouts:  # in turns, as each holds the residuals of the batch
+            seconds |= self._measure(run, place, batch, layout, width)
         if not self._fits(recipe, 1) and given.memory != "auto":
             raise InputError(
                 f"memory={given.memory:,} bytes do not hold one product: the residuals of the first batch "
                 f"take {recipe.residual_bytes:,} and the product {recipe.working_bytes[1]:,}; "
                 "make the batches smaller, or the budget larger"
             )
-        seconds = self._time(tried)
-        layout, chunk = min(seconds, key=seconds.__getitem__)
+        layout, chunk = min(
+            seconds, key=lambda how: seconds[how] * (1 + WORTH_CHUNKING * (how[1] > 1))
+        )
         start = _now(self.problem.device)
-        tried[layout, chunk].recipe.residuals(run, batch)
+        self._preparation.recipe(run, place, batch, layout).residuals(run, batch)
         self._seconds = {
             "primal": _now(self.problem.device) - start,
             "linear": seconds[layout, chunk],
         }
+        self._width = max(self._width, width)
         self.plan = replace(
             self.plan,
             engine="split",
@@ -269,26 +275,39 @@ class Products:
     def _fits(self, recipe: Recipe, chunk: int) -> bool:
         return recipe.residual_bytes + recipe.working_bytes[chunk] <= self._budget
 
-    def _time(self, tried: dict[tuple[str, int], Prepared]) -> dict[tuple[str, int], float]:
-        """Seconds per vector of every way: the best of three after a warm-up, taken in turns."""
-        rounds = 1 if len(tried) == 1 else 3
-        size = self.problem.size
-        vectors = torch.ones(max(c for _, c in tried), size).to(
+    def _measure(
+        self, run: Evaluation, place: int, batch: Any, layout: str, width: int
+    ) -> dict[tuple[str, int], float]:
+        """Seconds per vector in a layout, by the chunk, for those that fit."""
+        given, recipe = self.settings, self._preparation.recipe(run, place, batch, layout)
+        chunks = [given.chunk] if given.chunk else [1]
+        small = self.problem.device.type != "cpu" or recipe.working_bytes[1] <= SMALL
+        for chunk in self._chunks(width) if small and not given.chunk else []:
+            with contextlib.suppress(NotTraceable):
+                recipe.prepare(chunk)
+                chunks += [chunk] if self._fits(recipe, chunk) else []
+        recipe.prepare(chunks[0])
+        prepared = self._preparation.prepared(run, place, batch, recipe)
+        return {(layout, chunk): value for chunk, value in self._time(prepared, chunks).items()}
+
+    def _time(self, prepared: Prepared, chunks: list[int]) -> dict[int, float]:
+        """Seconds per vector by the chunk: the best of three after a warm-up, taken in turns."""
+        vectors = torch.ones(max(chunks), self.problem.size).to(
             self.problem.device, self.problem.dtype
         )
-        times: dict[tuple[str, int], list[float]] = {how: [] for how in tried}
-        for _ in range(1 + rounds):
-            for how in list(times):
-                chunk, start = how[1], _now(self.problem.device)
+        times: dict[int, list[float]] = {chunk: [] for chunk in chunks}
+        for _ in range(4):
+            for chunk in list(times):
+                start = _now(self.problem.device)
                 try:
-                    tried[how].images(vectors[:chunk])
+                    prepared.images(vectors[:chunk])
                 except (MemoryError, RuntimeError) as error:
                     if not is_out_of_memory(error) or len(times) == 1:
                         raise
-                    del times[how]
+                    del times[chunk]
                     continue
-                times[how].append((_now(self.problem.device) - start) / chunk)
-        return {how: min(values[1:]) for how, values in times.items()}
+                times[chunk].append((_now(self.problem.device) - start) / chunk)
+        return {chunk: min(values[1:]) for chunk, values in times.items()}
 
 
 def _budget(memory: Memory, device: torch.device) -> int:
