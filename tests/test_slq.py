@@ -365,6 +365,17 @@ def test_cost_counts_one_product_per_probe_and_step() -> None:
     assert ls.spectral_density(A, probes=7, steps=11).cost.products == 35
 
 
+def test_a_function_may_return_the_same_tensor_every_time() -> None:
+    matrix = with_spectrum(SPECTRA["network"])
+    answer = torch.empty(len(matrix), 2, dtype=torch.float64)
+    A = ls.as_operator(lambda V: torch.mm(matrix, V, out=answer), shape=tuple(matrix.shape))
+    again, plain = (
+        ls.spectral_density(op, probes=2, steps=9) for op in (A, ls.as_operator(matrix))
+    )
+    for one, two in zip(again.ritz, plain.ritz, strict=True):
+        assert np.allclose(one.nodes, two.nodes, rtol=0, atol=1e-12)
+
+
 def test_one_seed_means_one_answer() -> None:
     A = ls.as_operator(with_spectrum(SPECTRA["network"]))
     first, again, other = (ls.spectral_density(A, probes=2, steps=9, seed=s) for s in (3, 3, 4))

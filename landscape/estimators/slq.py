@@ -143,9 +143,9 @@ def _recurrence(
         if reorthogonalize:
             basis[:, step] = q.T
         w = A.product(q)
-        w -= beta * previous
+        w.addcmul_(previous, beta, value=-1)
         alpha = dots(q, w).to(q)
-        w -= alpha * q
+        w.addcmul_(q, alpha, value=-1)
         if reorthogonalize:
             known = basis[:, : step + 1]
             for _ in range(2):
@@ -163,7 +163,7 @@ def _recurrence(
             A.require_finite(alpha)
             if not bool(alive.any()):
                 break
-        previous, q = q, torch.where(alive, w / torch.where(alive, beta, 1), 0)
+        previous, q = q, w.div_(torch.where(alive, beta, torch.inf))
     A.require_finite(alpha)
     return (
         torch.stack(diagonals, dim=1).double().cpu().numpy(),

@@ -328,7 +328,7 @@ class CurvatureOperator(Operator):
             exact = Products(self.problem, self.form(), self.dtype, Settings("double backward"))
             expected = exact.multiply(block[:, :1])[:, 0]
             self._products.error = float((result[:, 0] - expected).norm() / expected.norm())
-        return result / self._divisor()
+        return result.div_(self._divisor())
 
     def expect(self, products: int) -> None:
         self._products.announced = max(self._products.announced, products)

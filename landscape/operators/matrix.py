@@ -27,7 +27,8 @@ class FunctionOperator(Operator):
         self.function = function
 
     def _multiply(self, block: Tensor) -> Tensor:
-        return self.function(block.clone())  # a function of the user's may write to its argument
+        # A function of the user's may write to its argument, or return the same tensor every time.
+        return self.function(block.clone()).clone()
 
 
 def as_operator(

@@ -229,6 +229,10 @@ def density(which: str, batch: int, probes: int, steps: int) -> dict[str, Any]:
             H = ls.Hessian(ls.Problem(model, "cross_entropy", data))
             ls.spectral_density(H, probes=probes, steps=steps)
             plan = H.plan.to_dict()
+        elif which == "tracer":  # what torch loads to trace anything at all
+            x = torch.ones(1, 1)
+            tiny = ls.Problem(nn.Linear(1, 1), "mse", (x, x))
+            ls.Hessian(tiny, engine="split") @ torch.ones(2)
         else:
             from pyhessian import hessian
 
@@ -290,6 +294,7 @@ def densities(rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         for which in ("ours", "PyHessian"):
             run(which, 16, 8, 50)
+    run("tracer", 1, 1, 1)
     run("ours", 16, 2, 20)
     run("ours", 16, 2, 200)
     # PyHessian keeps the basis of one probe at a time, and ours does not grow with steps.
