@@ -168,8 +168,8 @@ def test_the_forecast_counts_and_times_the_engine_that_the_command_uses() -> Non
     assert rows["spectrum"].plan.engine == rows["check"].plan.engine == "split"
     # 10 probes of 50 steps; 60 to 300 steps for 6 eigenvalues; residuals, twice.
     assert rows["spectrum"].products == (500 + 60 + 12, 500 + 300 + 12)
-    # 10 to measure, 3 to compare; 60 to 300 steps for 3 eigenvalues; residuals, twice.
-    assert rows["check"].products == (10 + 3 + 60 + 6, 10 + 3 + 300 + 6)
+    # 14 to measure, 3 to compare; 60 to 300 steps for 3 eigenvalues; residuals, twice.
+    assert rows["check"].products == (14 + 3 + 60 + 6, 14 + 3 + 300 + 6)
     for row in rows.values():
         assert all(math.isfinite(s) and s > 0 for s in row.seconds)
         assert row.seconds[0] <= row.seconds[1] and row.fits and row.peak_bytes > 0
