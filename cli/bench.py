@@ -10,7 +10,7 @@ from landscape.errors import InputError
 
 from . import options
 from .options import CURVATURE
-from .output import console, require_folder, require_other
+from .output import console, require_folder, require_other, write_json
 from .tables import escaped, forecast_table, how, plain_table
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ def bench(
         landscape bench model.pt --operators hessian,fisher --compile --json bench.json
     """
     from landscape.analyses.bench import bench as analyse
-    from landscape.results import atomic, to_json
 
     from .progress import phases
 
@@ -77,11 +76,7 @@ def bench(
             command=shlex.join(["landscape", *sys.argv[1:]]),
             **execution,
         )
-    if to_stdout:
-        print(to_json(result.to_dict()))
-    elif json_file is not None:
-        with atomic(json_file) as temporary:
-            temporary.write_text(to_json(result.to_dict()))
+    write_json(result.to_dict(), json_file)
     _show(messages if to_stdout else console(), result, str(about.model))
 
 

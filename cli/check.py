@@ -10,7 +10,7 @@ from landscape.errors import UntrustedResult
 
 from . import options
 from .options import CURVATURE
-from .output import console, require_folder, require_other
+from .output import console, require_folder, require_other, write_json
 from .tables import escaped, fact_grid, forecast_table, how, plain_table
 
 if TYPE_CHECKING:
@@ -72,7 +72,6 @@ def check(
         landscape check checkpoint.ckpt --model my.net:build --data images/ --weights ema
     """
     from landscape.analyses.check import check as analyse
-    from landscape.results import atomic, to_json
 
     from .progress import phases
 
@@ -97,11 +96,7 @@ def check(
             command=shlex.join(["landscape", *sys.argv[1:]]),
             **execution,
         )
-    if to_stdout:
-        print(to_json(result.to_dict()))
-    elif json_file is not None:
-        with atomic(json_file) as temporary:
-            temporary.write_text(to_json(result.to_dict()))
+    write_json(result.to_dict(), json_file)
     _show_opinion(screen, result)
     if result.failures:
         raise UntrustedResult("; ".join(result.failures))

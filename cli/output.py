@@ -1,7 +1,7 @@
 """Where results go: checked before the work begins, so that a typing error costs no hours."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from landscape.errors import InputError
 
@@ -50,3 +50,14 @@ def require_other(path: Path, model: Path) -> None:
     """Refuse to write a result over the model."""
     if path.resolve() == model.resolve():
         raise InputError(f"{str(path)!r} is the model itself: choose another file for the result")
+
+
+def write_json(result: dict[str, Any], path: Path | None) -> None:
+    """Write the numbers where `--json` says: to a file, whole or not at all; to stdout for -; or not."""
+    from landscape.results import atomic, to_json
+
+    if str(path) == "-":
+        print(to_json(result))
+    elif path is not None:
+        with atomic(path) as temporary:
+            temporary.write_text(to_json(result))

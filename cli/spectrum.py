@@ -11,7 +11,7 @@ from landscape.errors import InputError, UntrustedResult
 
 from . import options
 from .options import CURVATURE, OUTPUT
-from .output import console, printable, require_folder, require_other
+from .output import console, printable, require_folder, require_other, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -141,12 +141,7 @@ def spectrum(
             **execution,
         )
     # The numbers first: drawing may fail for reasons of its own.
-    if to_stdout:
-        from landscape.results import to_json
-
-        print(to_json(result.to_dict()))
-    elif json_file is not None:
-        result.save(json_file)
+    write_json(result.to_dict(), json_file)
     result.plot(figure, axis=axis)
     written = [figure] if to_stdout or json_file is None else [figure, json_file]
     _show(messages if to_stdout else console(), result, model, written)
