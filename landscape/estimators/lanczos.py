@@ -1,4 +1,4 @@
-"""Eigenpairs at the ends of the spectrum by Lanczos with full reorthogonalisation."""
+"""Eigenpairs at the ends of the spectrum by thick-restart Lanczos, in bounded memory."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,12 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from landscape.errors import InputError
-from landscape.estimators.probes import gaussian, generator
+from landscape.estimators.complement import Complement
+from landscape.estimators.krylov import Krylov, Ritz
+from landscape.estimators.probes import generator
 from landscape.estimators.sums import dots, norms
 from landscape.operators.base import Operator, require_operator
 from landscape.results import Cost, Meter, Progress
@@ -20,29 +21,51 @@ from landscape.results import Cost, Meter, Progress
 Which = Literal["largest", "smallest", "magnitude", "both"]
 End = tuple[Literal["largest", "smallest", "magnitude"], int]
 Array = NDArray[np.float64]
-CHECK_EVERY = 5  # steps between two looks at the tridiagonal matrix
+CHECK_EVERY = 5  # steps between two looks at numbers on a device that would have to be waited for
+FREE = 2**24  # bytes of basis that are not worth saving
+WIDEST = 300  # vectors; with more, the small dense problems would cost as much as the products
+MISSING = 1e-3  # accepted probability that an eigenvalue is missing
 
 
 @dataclass(frozen=True)
 class Eigenpairs:
     """Eigenvalues with their vectors and how far each is from being exact.
 
-    `values` (k,), `vectors` (P, k) of unit length, `residuals` (k,) = ‖Av − λv‖, which bounds the
-    distance of each value from an eigenvalue of A; `converged` (k,) says whether the residual is within
-    the tolerance. `complete` says whether a search in the orthogonal complement found nothing better;
-    without it an eigenvalue may be missing, such as a further copy of a multiple one. `norm` is the
-    largest |λ| seen, to which the tolerance is relative; `ends` says what was asked for.
+    Attributes:
+        values: (k,).
+        vectors: (P, k), of unit length.
+        residuals: (k,), bounds of ‖Av − λv‖, which is at least the distance of a value from an eigenvalue
+            of A.
+        converged: (k,), whether the residual is within the tolerance.
+        gaps: (k,), distance of each value from the nearest other one that was seen, returned or not.
+        complete: whether a search in the rest of the space was made and found nothing better; without it
+            an eigenvalue may be missing, such as a further copy of a multiple one.
+        missing: bound on the probability that the search overlooked one all the same; 1 where the bound
+            says nothing, and only its convergence speaks for it.
+        norm: the largest |λ| seen, to which the tolerance is relative.
+        steps: products of the search.
+        ends: what was asked for.
+        cost: of everything.
     """
 
     values: Tensor
     vectors: Tensor
     residuals: Tensor
     converged: Tensor
+    gaps: Tensor
     complete: bool
+    missing: float
     norm: float
     steps: int
     ends: tuple[End, ...]
     cost: Cost
+
+    @property
+    def vector_errors(self) -> Tensor:
+        """Bounds (k,) of sin ∠(v, eigenvector): residual over gap (Davis & Kahan 1970,
+        doi:10.1137/0707001); 1 where eigenvalues lie too close to tell their vectors apart."""
+        room = self.gaps - self.residuals
+        return torch.where(room > 0, self.residuals / room, 1).clamp(max=1)
 
 
 def eigenpairs(
@@ -51,18 +74,26 @@ def eigenpairs(
     *,
     which: Which = "largest",
     tolerance: float = 1e-4,
+    basis: int | None = None,
+    block: int = 1,
     max_steps: int | None = None,
+    start: Tensor | None = None,
+    verify: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Eigenpairs:
     """The k eigenpairs of A at the wanted end of the spectrum.
 
-    Lanczos from a random vector, every new vector orthogonalised twice against all earlier ones by two
-    matrix products, so that no eigenvalue is returned twice by rounding (Parlett 1998, ch. 13; "twice is
-    enough": Giraud et al. 2005, doi:10.1007/s00211-005-0615-4). A Krylov space holds one vector of each
-    eigenspace, so converged pairs are locked and a fresh random vector, orthogonal to them, searches the
-    rest, until it finds nothing better: multiplicities are found on purpose. Values are Rayleigh
-    quotients; residuals are computed from k further products, not from the recurrence.
+    Lanczos in a basis of bounded size, thick-restarted when it is full (Wu & Simon 2000,
+    doi:10.1137/S0895479898334605), with full reorthogonalisation, so that no eigenvalue is returned twice
+    by rounding. A Krylov space from one vector holds one direction of each eigenspace: a small residual
+    proves an eigenpair, never completeness. So when the pairs have converged, a fresh random vector
+    searches the rest of the space. If it finds better ones the pairs are locked and the search goes on;
+    else it stops when an eigenvalue that was overlooked would be improbable (Kuczyński & Woźniakowski
+    1992, doi:10.1137/0613066) or its own best value has converged. Residuals are those of the recurrence;
+    one more product, with a random combination of the vectors, measures how far the recurrence is from
+    the truth, rounding included, and this is added to each. (After a second search, k products measure
+    them.)
 
     Args:
         A: the operator, order P.
@@ -71,16 +102,23 @@ def eigenpairs(
             an odd k from the top). The wanted come first: smallest first for "smallest", largest
             magnitude first for "magnitude", else largest first.
         tolerance: largest accepted residual, relative to the largest |λ| of A.
-        max_steps: largest Krylov basis, vectors of length P held in memory (default max(300, 20·k)).
-        seed: of the starting vectors.
+        basis: vectors of length P in the basis, at least k + 2·block (default 2k + 10, and up to 300 as
+            long as they take less than 16 MiB). About seven more are at work beside it.
+        block: vectors that are multiplied at once; more than one helps with clusters, and where a product
+            with several costs little more than one with a single vector.
+        max_steps: products of the search at most (default max(1000, 100·k)).
+        start: (P,) or (P, j), vectors near the wanted ones, such as those of the same network a little
+            earlier in training; the search begins with their sum, or with each where `block` is j.
+        verify: search the rest of the space for better ones; without it `complete` is False.
+        seed: of the random starting vectors.
         progress: called with (products done, products at most, as far as is known).
 
     Returns:
         The pairs, whether or not they converged: look at `converged` and `complete`.
 
     Raises:
-        InputError: k is not between 1 and P, `max_steps` is less than k, or the tolerance is not
-            positive.
+        InputError: k is not between 1 and P, `max_steps` or `basis` is too small, `start` does not fit, or
+            the tolerance is not positive.
 
     Example:
         >>> import torch, landscape as ls
@@ -95,7 +133,16 @@ def eigenpairs(
     if which == "magnitude":
         ends = [("magnitude", k)]
     found = extreme_eigenpairs(
-        A, ends, tolerance=tolerance, max_steps=max_steps, seed=seed, progress=progress
+        A,
+        ends,
+        tolerance=tolerance,
+        basis=basis,
+        block=block,
+        max_steps=max_steps,
+        start=start,
+        verify=verify,
+        seed=seed,
+        progress=progress,
     )
     return _ordered(found, found.values.argsort(descending=True)) if which == "both" else found
 
@@ -105,7 +152,11 @@ def extreme_eigenpairs(
     ends: Sequence[End],
     *,
     tolerance: float = 1e-4,
+    basis: int | None = None,
+    block: int = 1,
     max_steps: int | None = None,
+    start: Tensor | None = None,
+    verify: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Eigenpairs:
@@ -117,15 +168,17 @@ def extreme_eigenpairs(
     require_operator(A)
     limit = checked_limit(A, ends, tolerance, max_steps)
     wanted = tuple((end, count) for end, count in ends if count)
+    size = _basis(A, sum(count for _, count in wanted), basis, block)
     meter = Meter(A)
     A.expect(min(limit, 10 * sum(count for _, count in wanted) + 30))
-    search = _Search(A, wanted, tolerance, limit, seed, progress)
-    search.run()
-    return _measure(A, search.vectors, tolerance, search, meter)
+    search = _Search(A, wanted, tolerance, limit, size, block, generator(seed), progress)
+    search.verifies = verify
+    search.run(None if start is None else _starting(A, start, block))
+    return search.result(meter)
 
 
 def checked_limit(A: Operator, ends: Sequence[End], tolerance: float, max_steps: int | None) -> int:
-    """The largest basis that `extreme_eigenpairs` may use.
+    """The most products that `extreme_eigenpairs` may use for its search.
 
     Raises:
         InputError: what it was asked for is out of range.
@@ -135,10 +188,37 @@ def checked_limit(A: Operator, ends: Sequence[End], tolerance: float, max_steps:
         raise InputError(f"k is {k}: it must lie between 1 and the order {A.shape[0]}")
     if not (tolerance > 0 and math.isfinite(tolerance)):
         raise InputError(f"tolerance is {tolerance}: it must be positive, for example 1e-4")
-    limit = min(A.shape[0], max_steps if max_steps is not None else max(300, 20 * k))
+    limit = max_steps if max_steps is not None else max(1000, 100 * k)
     if limit < k:
         raise InputError(f"max_steps is {max_steps}: {k} eigenpairs need at least {k} steps")
     return limit
+
+
+def _basis(A: Operator, k: int, asked: int | None, block: int) -> int:
+    """Vectors in the basis."""
+    if block < 1:
+        raise InputError(f"block is {block}: it must be at least 1")
+    if asked is None:
+        affordable = FREE // (A.dtype.itemsize * A.shape[0])
+        asked = max(2 * k + 10, k + 4 * block, min(WIDEST, affordable))
+    elif asked < min(k + 2 * block, A.shape[0]):
+        raise InputError(
+            f"basis is {asked}: {k} eigenpairs in blocks of {block} need at least {k + 2 * block} vectors"
+        )
+    return asked
+
+
+def _starting(A: Operator, start: Tensor, width: int) -> Tensor:
+    """Starting vectors as a block of some width, or their sum."""
+    block = start.detach().reshape(len(start), -1) if start.ndim in (1, 2) else start
+    if block.ndim != 2 or len(block) != A.shape[0] or not block.shape[1]:
+        raise InputError(
+            f"start has shape {tuple(start.shape)}: give vectors of length {A.shape[0]} as columns"
+        )
+    if not bool(torch.isfinite(block).all()):
+        raise InputError("start holds numbers that are not finite: leave it out")
+    block = block.to(A.device, A.dtype)
+    return block if block.shape[1] == width else block.sum(1, keepdim=True)
 
 
 def remeasure(pairs: Eigenpairs, A: Operator, *, tolerance: float = 1e-4) -> Eigenpairs:
@@ -147,36 +227,31 @@ def remeasure(pairs: Eigenpairs, A: Operator, *, tolerance: float = 1e-4) -> Eig
     Measured in float64, the pairs of a float32 operator get residuals that include the rounding of all
     the float32 arithmetic before, and values whose error is of second order in them.
     """
-    return _measure(A, pairs.vectors.to(A.dtype), tolerance, pairs, Meter(A))
-
-
-def _measure(
-    A: Operator, vectors: Tensor, tolerance: float, search: "_Search | Eigenpairs", meter: Meter
-) -> Eigenpairs:
+    meter = Meter(A)
+    vectors = pairs.vectors.to(A.dtype)
     vectors = vectors / norms(vectors).to(vectors)
-    products = A @ vectors
-    # Divided by the squared length once more: in float32 that is 1 only to seven digits.
-    values = (dots(vectors, products) / dots(vectors, vectors)).to(vectors)
-    residuals = norms(products - vectors * values).to(vectors)
-    converged = residuals <= tolerance * search.norm
-    found = Eigenpairs(
-        values,
-        vectors,
-        residuals,
-        converged,
-        search.complete,
-        search.norm,
-        search.steps,
-        search.ends,
-        meter.read(),
+    values, residuals = [], []
+    for part in vectors.split(4, dim=1):  # a few at once: they lie in memory beside their products
+        products = A @ part
+        # Divided by the squared length once more: in float32 that is 1 only to seven digits.
+        values.append((dots(part, products) / dots(part, part)).to(vectors))
+        residuals.append(norms(products.sub_(part * values[-1])).to(vectors))
+    found = replace(
+        pairs,
+        values=torch.cat(values),
+        vectors=vectors,
+        residuals=torch.cat(residuals),
+        converged=torch.cat(residuals) <= tolerance * pairs.norm,
+        gaps=pairs.gaps.to(vectors),
+        cost=meter.read(),
     )
     # Rayleigh quotients may stand in another order than the Ritz values did.
     order, start = [], 0
-    for end, count in search.ends:
-        group = values[start : start + count].double().cpu().numpy()
+    for end, count in pairs.ends:
+        group = found.values[start : start + count].double().cpu().numpy()
         order += [start + int(i) for i in _best(group, end, count)]
         start += count
-    return _ordered(found, torch.tensor(order, device=values.device))
+    return _ordered(found, torch.tensor(order, device=vectors.device))
 
 
 def _ordered(pairs: Eigenpairs, order: Tensor) -> Eigenpairs:
@@ -186,11 +261,12 @@ def _ordered(pairs: Eigenpairs, order: Tensor) -> Eigenpairs:
         vectors=pairs.vectors[:, order],
         residuals=pairs.residuals[order],
         converged=pairs.converged[order],
+        gaps=pairs.gaps[order],
     )
 
 
 class _Search:
-    """Krylov spaces one after another, each orthogonal to the pairs locked before it."""
+    """A Krylov space that grows until the wanted pairs have converged, then a look at the rest."""
 
     def __init__(
         self,
@@ -198,135 +274,221 @@ class _Search:
         ends: tuple[End, ...],
         tolerance: float,
         limit: int,
-        seed: int,
+        basis: int,
+        block: int,
+        source: torch.Generator,
         progress: Progress | None,
     ) -> None:
         self.A, self.ends, self.tolerance, self.limit = A, ends, tolerance, limit
-        self.source, self.progress = generator(seed), progress
-        self.locked = torch.empty(0, A.shape[0], dtype=A.dtype, device=A.device)
-        self.locked_values: Array = np.empty(0)
-        self.norm, self.steps, self.complete = 0.0, 0, False
+        self.block, self.source, self.progress = block, source, progress
+        self.k = sum(count for _, count in ends)
+        self.space = Krylov(A, min(basis, A.shape[0] + block))
+        self.rest: Complement | None = None
+        self.norm, self.steps, self.missing, self.complete = 0.0, 0, 1.0, False
+        # Ranks that the last pair of each end must reach, since better ones were seen.
+        self.owed = [-math.inf] * len(ends)
+        self.verifies = True
+        self.every = _every(A)
 
     @property
-    def vectors(self) -> Tensor:
-        """The wanted vectors, shape (P, k), after `run`."""
-        return self.locked.T
+    def accepted(self) -> float:
+        """Largest residual bound of a pair that is done; half is left to rounding."""
+        return 0.5 * self.tolerance * self.norm
 
-    def run(self) -> None:
-        """Search until a space holds nothing better than what is locked, or the limit is reached."""
-        while not self.complete:
-            go_on = self._explore()
-            if len(self.locked) == self.A.shape[0]:
-                self.complete = True
-            if not go_on:
-                return
+    @property
+    def exhausted(self) -> bool:
+        return self.steps >= self.limit and self.space.size >= self.k
 
-    def _explore(self) -> bool:
-        """Grow one Krylov space, and lock the best of it; whether the search should go on."""
-        k = sum(count for _, count in self.ends)
-        # The memory that locked vectors take is part of the limit.
-        limit = max(self.limit - len(self.locked), 1)
-        basis = self.locked.new_empty(min(limit, 64), self.A.shape[0])
-        q = self._fresh_vector()
-        entries = []  # of the tridiagonal matrix, one pair (diagonal, coupling) a step
-        for step in range(limit):
-            if step == len(basis):
-                basis = torch.cat([basis, torch.empty_like(basis[: limit - step])])
-            basis[step] = q
-            w = self.A.product(q[:, None])[:, 0]
-            self.steps += 1
-            alpha = dots(q, w)
-            self._orthogonalise(w, basis[: step + 1])
-            beta = norms(w)
-            entries.append(torch.stack([alpha, beta]))
-            q = torch.where(beta > 0, w / beta, 0)
-            if self.progress is not None:
-                self.progress(self.steps, self.steps - step - 1 + limit)
-            last = step + 1 == limit
-            if not last and (step + 1) % CHECK_EVERY:
-                continue
-            # The only numbers that leave the device. Steps after the space has closed do not count.
-            matrix = torch.stack(entries)
-            self.A.require_finite(matrix)
-            diagonal, coupling = matrix.double().cpu().numpy().T
-            size = self._closes_at(diagonal, coupling)
-            closed = size is not None
-            size = size or step + 1
-            if last or closed or size + len(self.locked) >= k:
-                coupling = coupling[:size] * [*[1] * (size - 1), not closed]
-                values, vectors = _eigh(diagonal[:size], coupling[:-1])
-                bounds = coupling[-1] * np.abs(vectors[-1])
-                self.norm = max(self.norm, float(np.abs(values).max()))
-                if len(self.locked) >= k and self._nothing_better(values, bounds):
-                    self.complete = True
-                    return False
-                if self._lock(basis[:size], values, vectors, bounds, force=last or closed):
-                    return closed or not last
-        raise AssertionError("unreachable: the last step locks")
+    def run(self, start: Tensor | None) -> None:
+        """Search until the rest of the space holds nothing better, or the limit is reached."""
+        if start is None:
+            self.space.begin_afresh(self.block, self.source)
+        else:
+            self.space.begin(start.T)
+        while not (self.complete or self.exhausted):
+            if self.rest is None:
+                self._grow()
+            elif self.verifies:
+                self._look_elsewhere(self.rest)
+            else:
+                break
 
-    def _closes_at(self, diagonal: Array, coupling: Array) -> int | None:
-        """After how many steps the space was invariant, up to rounding; None if it was not."""
-        scale = np.maximum.accumulate(np.abs(diagonal) + coupling)
-        small = 50 * torch.finfo(self.A.dtype).eps * np.maximum(scale, self.norm)
-        found = np.flatnonzero(coupling <= small)
-        return int(found[0]) + 1 if len(found) else None
+    def result(self, meter: Meter) -> Eigenpairs:
+        """The wanted pairs as they are now; the space is given up."""
+        values, residuals = self.ritz.values[self.chosen], self.ritz.bounds[self.chosen]
+        gaps, exact = self._gaps(), not self.space.cut.any()
+        self.rest = None
+        vectors = self.space.vectors(self.ritz, self.chosen)
+        if exact:
+            residuals = residuals + self.space.discrepancy(self.source)
+        del self.space
+        found = Eigenpairs(
+            torch.as_tensor(values).to(vectors),
+            vectors,
+            torch.as_tensor(residuals).to(vectors),
+            torch.as_tensor(residuals <= self.tolerance * self.norm).to(vectors.device),
+            torch.as_tensor(gaps).to(vectors),
+            self.complete,
+            self.missing,
+            self.norm,
+            self.steps,
+            self.ends,
+            meter.read(),
+        )
+        if exact:
+            return found
+        # What was cut off is known too roughly.
+        measured = remeasure(found, self.A, tolerance=self.tolerance)
+        return replace(measured, cost=found.cost + measured.cost)
 
-    def _lock(
-        self, basis: Tensor, values: Array, vectors: Array, bounds: Array, *, force: bool
-    ) -> bool:
-        """Keep the best of locked and new pairs, if the new among them have converged."""
-        union = np.concatenate([self.locked_values, values])
-        accepted = 0.5 * self.tolerance * self.norm
-        # What is locked stays, unless something is better by more than the tolerance.
-        bonus = np.where(np.arange(len(union)) < len(self.locked), accepted, 0.0)
+    def _grow(self) -> None:
+        """A few steps of the space, and what follows from a look at it."""
+        space = self.space
+        for _ in range(self.every):
+            if space.room < space.width or self.exhausted:
+                break
+            self.steps += space.width
+            space.step()
+        self._tell()
+        ritz = self.ritz = space.look()
+        self.norm = max(self.norm, float(np.abs(ritz.values).max()))
+        self.chosen = self._choose(ritz.values)
+        everything = space.size == self.A.shape[0]
+        if everything or (len(ritz.values) >= self.k and self._settled(ritz)):
+            self._turn_to_the_rest()
+        elif space.closed:
+            space.begin_afresh(self.block, self.source)
+        elif space.room < space.width and not self.exhausted:
+            space.restart(ritz, self._kept(ritz))
+
+    def _settled(self, ritz: Ritz) -> bool:
+        """Whether the wanted pairs have converged, and are as good as any that were seen."""
+        ranks = [np.sort(_rank(ritz.values[self.chosen], end))[-n] for end, n in self.ends]
+        enough = all(r >= o - self.accepted for r, o in zip(ranks, self.owed, strict=True))
+        return enough and bool(ritz.bounds[self.chosen].max() <= self.accepted)
+
+    def _choose(self, values: Array) -> list[int]:
+        """Positions of the wanted values; no pair for two ends, even where values are equal."""
         chosen: list[int] = []
-        for end, count in self.ends:  # no pair for two ends, even where values are equal
-            ranked = np.argsort(-(_rank(union, end) + bonus), kind="stable").tolist()
-            chosen += [i for i in ranked if i not in chosen][:count]
-        new = [i - len(self.locked) for i in chosen if i >= len(self.locked)]
-        if not force and (not new or bounds[new].max() > accepted):
-            return False
-        coefficients = torch.as_tensor(vectors).to(basis)
-        ritz = [
-            self.locked[i]
-            if i < len(self.locked)
-            else basis.T @ coefficients[:, i - len(self.locked)]
-            for i in chosen
-        ]
-        self.locked, self.locked_values = torch.stack(ritz), union[chosen]
-        return True
-
-    def _nothing_better(self, values: Array, bounds: Array) -> bool:
-        """Whether this space's best values are settled, and no better than the last ones locked."""
-        accepted = 0.5 * self.tolerance * self.norm
         for end, count in self.ends:
-            rank, locked = _rank(values, end), _rank(self.locked_values, end)
-            best, last = int(np.argmax(rank)), np.sort(locked)[::-1][count - 1]
-            # A tenth of the distance to the last one locked is as good as convergence.
-            settled = bounds[best] <= max(accepted, 0.1 * (last - rank[best]))
-            if not settled or rank[best] > last + accepted:
-                return False
-        return True
+            ranked = _best(values, end, len(values)).tolist()
+            chosen += [i for i in ranked if i not in chosen][:count]
+        return chosen
 
-    def _fresh_vector(self) -> Tensor:
-        """A random unit vector orthogonal to the locked ones."""
-        q = gaussian(self.A, 1, self.source)[:, 0]
-        for _ in range(2):
-            self._orthogonalise(q, self.locked[:0])
-            q /= norms(q)
-        return q
+    def _kept(self, ritz: Ritz) -> list[int]:
+        """Which Ritz vectors survive a restart: the wanted, and the next in line where they are needed."""
+        kept = list(self.chosen)
+        room = len(kept) + (len(self.space.basis) - 2 * self.space.width - len(kept)) // 2
+        start, queues = 0, []
+        for end, count in self.ends:
+            if ritz.bounds[self.chosen[start : start + count]].max() > self.accepted:
+                queues.append(_best(ritz.values, end, len(ritz.values)).tolist())
+            start += count
+        for turn in range(len(ritz.values)):
+            for queue in queues:
+                if queue[turn] not in kept and len(kept) < room:
+                    kept.append(queue[turn])
+        return kept
 
-    def _orthogonalise(self, w: Tensor, basis: Tensor) -> None:
-        """Remove from w, twice and in place, what lies along the locked and the basis vectors."""
-        for known in (self.locked, basis) * 2:
-            if len(known):
-                w -= known.T @ (known @ w)
+    # The rest of the space.
+
+    def _turn_to_the_rest(self) -> None:
+        """Look for eigenvalues outside the space; where it hides too much, outside the wanted pairs."""
+        for sign, threshold in self._sides():
+            values = np.sort(sign * np.delete(self.ritz.values, self.chosen))
+            nearest = values[-1] if len(values) else -math.inf
+            if self._hides(sign, threshold, (threshold + nearest) / 2):
+                self.space.lock(self.ritz, self.chosen)
+                self.ritz = self.space.look()
+                self.chosen = self._choose(self.ritz.values)
+                break
+        self.rest = Complement(self.A, self.space.basis[: self.space.size], self.source)
+
+    def _look_elsewhere(self, rest: Complement) -> None:
+        for _ in range(self.every):
+            if rest.closed or self.exhausted:
+                break
+            self.steps += 1
+            rest.step()
+        self._tell()
+        values, bounds = rest.look()
+        verdicts = [self._verdict(rest, values, bounds, *side) for side in self._sides()]
+        if None not in verdicts:
+            self.complete, self.missing = True, min(1.0, sum(v for v in verdicts if v is not None))
+        elif any(sign * value > t for sign, t in self._sides() for value in values):
+            known = np.append(self.ritz.values[self.chosen], values)
+            self.owed = [float(np.sort(_rank(known, end))[-n]) for end, n in self.ends]
+            self.space.lock(self.ritz, self.chosen)
+            self.space.begin_afresh(self.block, self.source)
+            self.rest = None
+
+    def _verdict(
+        self, rest: Complement, values: Array, bounds: Array, sign: int, threshold: float
+    ) -> float | None:
+        """How probable it is, at most, that something beyond the threshold is missing; None: go on."""
+        if not len(values):
+            return 0.0
+        order = np.argsort(sign * values)
+        smallest, largest = (sign * values[order])[[0, -1]]
+        if largest > threshold:
+            return None
+        probability = 1.0
+        for share in (0.9, 0.7, 0.5, 0.3):
+            between = largest + share * (threshold - largest)
+            if not self._hides(sign, threshold, between):
+                reach = smallest - bounds[order[0]]
+                probability = rest.missing(between, largest, reach)
+                break
+        settled = probability <= MISSING or rest.closed or bounds[order[-1]] <= self.accepted
+        return probability if settled else None
+
+    def _hides(self, sign: int, threshold: float, outside: float) -> bool:
+        """Whether A may have more eigenvalues beyond the threshold than the wanted ones.
+
+        Outside the space all are below `outside`. A = [T Eᵀ; E B] has as many above t > max λ(B) as
+        T + Eᵀ (t − B)⁻¹ E (Haynsworth 1968, doi:10.1016/0024-3795(68)90050-5), which is no larger than
+        T + EᵀE / (t − outside).
+        """
+        space = self.space
+        if not outside < threshold:
+            return True
+        squares = np.zeros_like(space.matrix)
+        if space.coupling.size:
+            last = space.coupling.shape[1]
+            squares[-last:, -last:] = space.coupling.T @ space.coupling
+        cut = float(np.sum(space.cut**2))
+        if cut:  # |x + y|² ≤ 2 |x|² + 2 |y|²
+            squares = 2 * squares + 2 * cut * np.eye(len(squares))
+        most = np.linalg.eigvalsh(sign * space.matrix + squares / (threshold - outside))
+        wanted = sign * self.ritz.values[self.chosen]
+        return int((most > threshold).sum()) > int((wanted > threshold).sum())
+
+    def _sides(self) -> list[tuple[int, float]]:
+        """(sign, t): no eigenvalue λ with sign · λ > t may be missing."""
+        sides, start = [], 0
+        for end, count in self.ends:
+            last = _rank(self.ritz.values[self.chosen[start : start + count]], end).min()
+            signs = {"largest": [1], "smallest": [-1], "magnitude": [1, -1]}[end]
+            sides += [(sign, float(last) + self.accepted) for sign in signs]
+            start += count
+        return sides
+
+    def _gaps(self) -> Array:
+        """Distance of every wanted value from the nearest other one that was seen."""
+        values = self.ritz.values
+        others = values if self.rest is None else np.append(values, self.rest.look()[0])
+        gaps = np.abs(values[self.chosen][:, None] - others)
+        gaps[np.arange(self.k), self.chosen] = math.inf
+        return gaps.min(axis=1)
+
+    def _tell(self) -> None:
+        if self.progress is not None:
+            self.progress(self.steps, max(self.steps, self.limit))
 
 
-def _eigh(diagonal: Array, coupling: Array) -> tuple[Array, Array]:
-    """Eigenvalues (m,), ascending, and eigenvectors (m, m) of a symmetric tridiagonal matrix."""
-    values, vectors = eigh_tridiagonal(diagonal, coupling)
-    return values.astype(np.float64), vectors.astype(np.float64)
+def _every(A: Operator) -> int:
+    """Steps between two looks: where nothing has to be waited for, none is wasted."""
+    return 1 if A.device.type == "cpu" else CHECK_EVERY
 
 
 def _rank(values: Array, end: str) -> Array:

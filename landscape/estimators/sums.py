@@ -7,6 +7,8 @@ and by 2.6 % over the first dimension of a block (torch 2.13).
 import torch
 from torch import Tensor
 
+SLICE = 2**16  # entries of vectors that are handled at once
+
 
 def norms(vectors: Tensor) -> Tensor:
     """Euclidean norm of a vector (P,), or of every column of a block (P, K), in float64."""
@@ -16,6 +18,15 @@ def norms(vectors: Tensor) -> Tensor:
 def dots(left: Tensor, right: Tensor) -> Tensor:
     """Inner product of two vectors (P,), or of the columns of two blocks (P, K), in float64."""
     return (left * right).sum(0, dtype=_wide(left))
+
+
+def overlaps(rows: Tensor, block: Tensor) -> Tensor:
+    """Inner products (j, K) of the rows of (j, P) and (K, P): matrix products of slices, their sum in
+    float64."""
+    total = torch.zeros(len(rows), len(block), dtype=_wide(rows), device=rows.device)
+    for left, right in zip(rows.split(SLICE, 1), block.split(SLICE, 1), strict=True):
+        total += left @ right.T
+    return total
 
 
 def _wide(vectors: Tensor) -> torch.dtype:
