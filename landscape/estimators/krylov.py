@@ -115,11 +115,6 @@ class Krylov:
         self.matrix, self.cut = np.diag(ritz.values[kept]), ritz.bounds[kept]
         self.coupling, self.width = np.zeros((0, 0)), 0
 
-    def vectors(self, ritz: Ritz, chosen: Sequence[int]) -> Tensor:
-        """Ritz vectors as the columns of (P, K), which replace V."""
-        self.restart(ritz, chosen)
-        return self.basis[: len(chosen)].clone().T
-
     def discrepancy(self, source: torch.Generator) -> float:
         """How far A V = V T + Q R is from the truth: the norm of the difference, times random signs.
 
