@@ -1,6 +1,7 @@
 """Eigenpairs in bounded memory: restarts, blocks, warm starts, certificates, and large orders."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -226,13 +227,19 @@ for tolerance in (1e-2, 1e-6):
 
 
 def test_ten_eigenpairs_take_at_most_forty_vectors() -> None:
-    # In a process of its own: what others freed may lie about in pieces.
-    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    # In a process of its own, whose allocator gives back every vector that is freed.
+    run = subprocess.run(
+        [sys.executable, "-c", MEMORY],
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     vectors = [float(line) for line in run.stdout.split()]
     assert len(vectors) == 2
     if not any(vectors):
         pytest.skip("the system does not tell the peak of memory")
-    assert min(vectors) >= 24
+    assert min(vectors) >= 28
     assert max(vectors) <= 40
 
 

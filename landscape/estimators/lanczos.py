@@ -102,8 +102,8 @@ def eigenpairs(
             an odd k from the top). The wanted come first: smallest first for "smallest", largest
             magnitude first for "magnitude", else largest first.
         tolerance: largest accepted residual, relative to the largest |λ| of A.
-        basis: vectors of length P in the basis, at least k + 2·block (default 2k + 4 but at least 20, and up to 300 as
-            long as they take less than 16 MiB). About seven more are at work beside it.
+        basis: vectors of length P in the basis, at least k + 2·block (default 2k + 8, at least 20,
+            and up to 300 as long as they take less than 16 MiB). About six more are at work beside it.
         block: vectors that are multiplied at once; more than one helps with clusters, and where a product
             with several costs little more than one with a single vector.
         max_steps: products of the search at most (default max(1000, 100·k)).
@@ -200,7 +200,7 @@ def _basis(A: Operator, k: int, asked: int | None, block: int) -> int:
         raise InputError(f"block is {block}: it must be at least 1")
     if asked is None:
         affordable = FREE // (A.dtype.itemsize * A.shape[0])
-        asked = max(2 * k + 4, 20, k + 4 * block, min(WIDEST, affordable))
+        asked = max(2 * k + 8, 20, k + 4 * block, min(WIDEST, affordable))
     elif asked < min(k + 2 * block, A.shape[0]):
         raise InputError(
             f"basis is {asked}: {k} eigenpairs in blocks of {block} need at least {k + 2 * block} vectors"
