@@ -52,10 +52,15 @@ class Cost:
 
 
 class Meter:
-    """Reads the cost of what an operator has been used for since the meter was made."""
+    """Reads the cost of what an operator has been used for since the meter was made.
 
-    def __init__(self, operator: "Operator") -> None:
-        self._operator = operator
+    Args:
+        operator: whose products are counted.
+        earlier: what the same work has cost in a run before.
+    """
+
+    def __init__(self, operator: "Operator", earlier: Cost | None = None) -> None:
+        self._operator, self._earlier = operator, earlier
         self._products, self._seconds = operator.products, operator.seconds
         self._start = time.perf_counter()
 
@@ -63,13 +68,14 @@ class Meter:
         problem = getattr(self._operator, "problem", None)
         elapsed = time.perf_counter() - self._start
         spent = self._operator.seconds - self._seconds
-        return Cost(
+        cost = Cost(
             self._operator.products - self._products,
             None if problem is None else spent / problem.gradient_seconds(),
             elapsed,
             peak_bytes(self._operator.device.type),
             None if self._operator.plan is None else self._operator.plan.engine,
         )
+        return cost if self._earlier is None else self._earlier + cost
 
 
 @dataclass(frozen=True)

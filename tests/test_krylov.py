@@ -161,7 +161,7 @@ def test_a_certificate_counts_what_the_space_may_hide() -> None:
     A = torch.diag(torch.tensor([3.0, 1.0, 1.0], dtype=torch.float64))
     A[1, 2] = A[2, 1] = 0.8  # eigenvalues 3, 1.8, 0.2; e₂ has value 1, and so has e₃
     search = lanczos._Search(
-        ls.as_operator(A), (("largest", 1),), 1e-6, 100, 3, 1, generator(0), None
+        ls.as_operator(A), (("largest", 1),), 1e-6, 100, 3, 1, True, generator(0), None
     )
     space = search.space
     space.basis[:] = torch.eye(3, dtype=torch.float64)

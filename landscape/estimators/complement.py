@@ -103,19 +103,24 @@ class Complement:
 
     def state(self) -> dict[str, Any]:
         """What has to be saved to go on later; after `look`."""
+        if self.closed:
+            return {"closed": True, "diagonal": self.diagonal, "couplings": self.couplings}
         return {
+            "closed": False,
             "q": self.q,
             "previous": self.previous,
             "beta": self.beta,
-            "diagonal": torch.from_numpy(self.diagonal),
-            "couplings": torch.from_numpy(self.couplings),
+            "diagonal": self.diagonal,
+            "couplings": self.couplings,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
-        self.q, self.previous = state["q"].to(self.known), state["previous"].to(self.known)
-        self.beta = state["beta"].to(self.known)
+        self.closed = state["closed"]
         self.diagonal, self.couplings = state["diagonal"].numpy(), state["couplings"].numpy()
+        if not self.closed:
+            self.q, self.previous = state["q"].to(self.known), state["previous"].to(self.known)
+            self.beta = state["beta"].to(self.known)
 
     def _project(self, w: Tensor) -> None:
         """Remove from w, in place, what lies along the known vectors."""

@@ -134,9 +134,9 @@ class Krylov:
         return {
             "basis": self.basis[: self.size + self.width],
             "size": self.size,
-            "matrix": torch.from_numpy(self.matrix),
-            "coupling": torch.from_numpy(self.coupling),
-            "cut": torch.from_numpy(self.cut),
+            "matrix": self.matrix,
+            "coupling": self.coupling,
+            "cut": self.cut,
             "closed": self.closed,
         }
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from landscape.batches import digest
+from landscape.checkpoint import Resume, Stage, State, stage_of
 from landscape.errors import InputError
 from landscape.estimators.complement import Complement
 from landscape.estimators.krylov import Krylov, Ritz
@@ -81,6 +83,7 @@ def eigenpairs(
     verify: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
+    resume: Resume = None,
 ) -> Eigenpairs:
     """The k eigenpairs of A at the wanted end of the spectrum.
 
@@ -112,6 +115,7 @@ def eigenpairs(
         verify: search the rest of the space for better ones; without it `complete` is False.
         seed: of the random starting vectors.
         progress: called with (products done, products at most, as far as is known).
+        resume: a file that keeps the state, so that the same call goes on after a kill; see `Checkpoint`.
 
     Returns:
         The pairs, whether or not they converged: look at `converged` and `complete`.
@@ -143,6 +147,7 @@ def eigenpairs(
         verify=verify,
         seed=seed,
         progress=progress,
+        resume=resume,
     )
     return _ordered(found, found.values.argsort(descending=True)) if which == "both" else found
 
@@ -159,6 +164,7 @@ def extreme_eigenpairs(
     verify: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
+    resume: Resume = None,
 ) -> Eigenpairs:
     """Eigenpairs for several ends at once, such as [("largest", 5), ("smallest", 1)].
 
@@ -169,12 +175,41 @@ def extreme_eigenpairs(
     limit = checked_limit(A, ends, tolerance, max_steps)
     wanted = tuple((end, count) for end, count in ends if count)
     size = _basis(A, sum(count for _, count in wanted), basis, block)
-    meter = Meter(A)
-    A.expect(min(limit, 10 * sum(count for _, count in wanted) + 30))
-    search = _Search(A, wanted, tolerance, limit, size, block, generator(seed), progress)
-    search.verifies = verify
-    search.run(None if start is None else _starting(A, start, block))
-    return search.result(meter)
+    first = None if start is None else _starting(A, start, block)
+    work = {"ends": wanted, "tolerance": tolerance, "basis": size, "block": block, "limit": limit}
+    work |= {"verify": verify, "seed": seed, "start": None if first is None else digest(first)}
+    stage = stage_of(resume, A, "eigenpairs", work)
+    if stage.state is not None and "result" in stage.state:
+        return _loaded(stage, A)
+    meter = stage.meter(A)
+    A.expect(min(limit, 10 * sum(count for _, count in wanted) + 30), width=block)
+    search = _Search(A, wanted, tolerance, limit, size, block, verify, generator(seed), progress)
+    if stage.state is None:
+        search.begin(first)
+    else:
+        search.restore(stage.state)
+    while not search.done:
+        search.advance()
+        stage.offer(meter, search.state)
+    found = search.result(meter)
+    if search.cut:  # what was cut off is known too roughly
+        measured = remeasure(found, A, tolerance=tolerance)
+        found = replace(measured, cost=found.cost + measured.cost)
+    stage.offer(meter, lambda: _saved(found), done=True)
+    return found
+
+
+def _saved(found: Eigenpairs) -> State:
+    return {"result": {f.name: getattr(found, f.name) for f in fields(found) if f.name != "cost"}}
+
+
+def _loaded(stage: Stage, A: Operator) -> Eigenpairs:
+    assert stage.state is not None
+    assert stage.earlier is not None
+    saved = stage.state["result"]
+    tensors = {k: v.to(A.device) for k, v in saved.items() if isinstance(v, Tensor)}
+    ends = tuple((end, count) for end, count in saved["ends"])
+    return Eigenpairs(**saved | tensors | {"ends": ends, "cost": stage.earlier})
 
 
 def checked_limit(A: Operator, ends: Sequence[End], tolerance: float, max_steps: int | None) -> int:
@@ -276,18 +311,18 @@ class _Search:
         limit: int,
         basis: int,
         block: int,
+        verify: bool,
         source: torch.Generator,
         progress: Progress | None,
     ) -> None:
         self.A, self.ends, self.tolerance, self.limit = A, ends, tolerance, limit
-        self.block, self.source, self.progress = block, source, progress
+        self.block, self.verify, self.source, self.progress = block, verify, source, progress
         self.k = sum(count for _, count in ends)
         self.space = Krylov(A, min(basis, A.shape[0] + block))
         self.rest: Complement | None = None
         self.norm, self.steps, self.missing, self.complete = 0.0, 0, 1.0, False
         # Ranks that the last pair of each end must reach, since better ones were seen.
         self.owed = [-math.inf] * len(ends)
-        self.verifies = True
         self.every = _every(A)
 
     @property
@@ -299,31 +334,41 @@ class _Search:
     def exhausted(self) -> bool:
         return self.steps >= self.limit and self.space.size >= self.k
 
-    def run(self, start: Tensor | None) -> None:
-        """Search until the rest of the space holds nothing better, or the limit is reached."""
+    @property
+    def done(self) -> bool:
+        found = self.complete or (self.rest is not None and not self.verify)
+        return found or self.exhausted
+
+    @property
+    def cut(self) -> bool:
+        """Whether the vectors have residuals that only their bounds are known of."""
+        return bool(self.space.cut.any())
+
+    def begin(self, start: Tensor | None) -> None:
+        """Begin with a block (P, K), or anywhere."""
         if start is None:
             self.space.begin_afresh(self.block, self.source)
         else:
             self.space.begin(start.T)
-        while not (self.complete or self.exhausted):
-            if self.rest is None:
-                self._grow()
-            elif self.verifies:
-                self._look_elsewhere(self.rest)
-            else:
-                break
+
+    def advance(self) -> None:
+        """A few steps, until the rest of the space holds nothing better or the limit is reached."""
+        if self.rest is None:
+            self._grow()
+        else:
+            self._look_elsewhere(self.rest)
 
     def result(self, meter: Meter) -> Eigenpairs:
-        """The wanted pairs as they are now; the space is given up."""
+        """The wanted pairs as they are now; everything else is given up."""
         values, residuals = self.ritz.values[self.chosen], self.ritz.bounds[self.chosen]
-        gaps, exact = self._gaps(), not self.space.cut.any()
+        gaps = self._gaps()
         self.rest = None
         self.space.restart(self.ritz, self.chosen)
-        if exact:
+        if not self.cut:
             residuals = residuals + self.space.discrepancy(self.source)
-        vectors = self.space.basis[: self.k].clone().T  # lets go of the rest
-        del self.space
-        found = Eigenpairs(
+        vectors = self.space.basis[: self.k].clone().T
+        self.space.basis = vectors.T
+        return Eigenpairs(
             torch.as_tensor(values).to(vectors),
             vectors,
             torch.as_tensor(residuals).to(vectors),
@@ -336,11 +381,29 @@ class _Search:
             self.ends,
             meter.read(),
         )
-        if exact:
-            return found
-        # What was cut off is known too roughly.
-        measured = remeasure(found, self.A, tolerance=self.tolerance)
-        return replace(measured, cost=found.cost + measured.cost)
+
+    def state(self) -> State:
+        """What has to be saved to go on later."""
+        names = ("norm", "steps", "missing", "complete", "owed")
+        return {name: getattr(self, name) for name in names} | {
+            "space": self.space.state(),
+            "rest": None if self.rest is None else self.rest.state(),
+            "source": self.source.get_state(),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from what `state` gave."""
+        for name in ("norm", "steps", "missing", "complete", "owed"):
+            setattr(self, name, state[name])
+        self.space.restore(state["space"])
+        self.source.set_state(state["source"])
+        if len(self.space.matrix) >= self.k:
+            self.ritz = self.space.look()
+            self.chosen = self._choose(self.ritz.values)
+        if state["rest"] is not None:
+            known = self.space.basis[: self.space.size]
+            self.rest = Complement(self.A, known, generator(0))
+            self.rest.restore(state["rest"])
 
     def _grow(self) -> None:
         """A few steps of the space, and what follows from a look at it."""

@@ -51,8 +51,13 @@ class Operator:
         """How products are executed; None where there is no model to differentiate."""
         return None
 
-    def expect(self, products: int) -> None:
-        """Announce about how many columns are still to come, so that the fastest way is prepared."""
+    def expect(self, products: int, *, width: int = 1) -> None:
+        """Announce about how many columns are still to come, so that the fastest way is prepared.
+
+        Args:
+            products: columns.
+            width: of the widest block among them; the way is then chosen for it from the first.
+        """
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """A times a vector (P,) or a block of column vectors (P, K).
@@ -207,9 +212,9 @@ class Combination(Operator):
         super().__init__(first.shape[0], first.dtype, first.device)
         self.terms = list(terms)
 
-    def expect(self, products: int) -> None:
+    def expect(self, products: int, *, width: int = 1) -> None:
         for _, operator in self.terms:
-            operator.expect(products)
+            operator.expect(products, width=width)
 
     def _multiply(self, block: Tensor) -> Tensor:
         factor, first = self.terms[0]
@@ -254,8 +259,8 @@ class Submatrix(Operator):
     def plan(self) -> Plan | None:
         return self.operator.plan
 
-    def expect(self, products: int) -> None:
-        self.operator.expect(products)
+    def expect(self, products: int, *, width: int = 1) -> None:
+        self.operator.expect(products, width=width)
 
     def _multiply(self, block: Tensor) -> Tensor:
         wide = block.new_zeros(self.operator.shape[0], block.shape[1])
@@ -330,9 +335,25 @@ class CurvatureOperator(Operator):
             self._products.error = float((result[:, 0] - expected).norm() / expected.norm())
         return result.div_(self._divisor())
 
-    def expect(self, products: int) -> None:
+    def expect(self, products: int, *, width: int = 1) -> None:
         self._products.announced = max(self._products.announced, products)
+        self._products.widest = max(self._products.widest, width)
         self._refresh()
+
+    def hold(self) -> None:
+        """Stay with the engine that was chosen, however many products are still to come."""
+        settings = self._products.settings
+        self._products.settings = replace(settings, engine=self._products.plan.engine)
+
+    def replay(self, plan: Plan | Mapping[str, Any]) -> None:
+        """Go on as a plan says, to the last bit.
+
+        Raises:
+            InputError: the plan is no plan, or for other threads.
+        """
+        memory = self._products.settings.memory
+        self.arithmetic, settings = settings_of("auto", memory, None, False, plan)
+        self._products = self._engine(settings)
 
     def _refresh(self) -> None:
         self._products.refresh()

@@ -44,6 +44,7 @@ class Products:
         self.problem, self.settings = problem, settings
         self.accumulation = accumulation
         self.done, self.announced = 0, 0  # columns so far, and those still to come
+        self.widest = 1  # block among them
         self.error: float | None = None  # of another dtype than the accumulation's
         self.plan = Plan(
             "double backward",
@@ -110,7 +111,8 @@ class Products:
                     raise
 
     def _once(self, rows: Tensor) -> Tensor:
-        if self._undecided(len(rows)):
+        self.widest = max(self.widest, len(rows))
+        if self._undecided():
             self._forget()
         if len(self._kept) == self.problem.batch_count:
             return self._from_kept(rows)
@@ -119,7 +121,7 @@ class Products:
             if not self._kept:
                 self._state = run.values
             for place, batch in enumerate(run.batches()):
-                prepared = self._kept.get(place) or self._prepare(run, place, batch, len(rows))
+                prepared = self._kept.get(place) or self._prepare(run, place, batch)
                 self._add(result, prepared, rows)
                 self._keep(place, prepared, len(rows))
         return result
@@ -213,20 +215,20 @@ class Products:
 
     # How it is done: decided on the first batch.
 
-    def _prepare(self, run: Evaluation, place: int, batch: Any, width: int) -> Prepared:
-        if self._undecided(width):
-            self._decide(run, place, batch, width)
+    def _prepare(self, run: Evaluation, place: int, batch: Any) -> Prepared:
+        if self._undecided():
+            self._decide(run, place, batch, self.widest)
         recipe = self._preparation.recipe(run, place, batch, self.plan.layout)
         recipe.prepare(self.plan.chunk, compiled=self.plan.compiled)
         return self._preparation.prepared(run, place, batch, recipe)
 
-    def _undecided(self, width: int) -> bool:
+    def _undecided(self) -> bool:
         """Whether no product was made yet, or a wider block allows ways that were not tried."""
         if not self._width:
             return True
         if self.settings.chunk or self.plan.degraded:
             return False
-        return len(self._chunks(width)) > len(self._chunks(self._width))
+        return len(self._chunks(self.widest)) > len(self._chunks(self._width))
 
     def _decide(self, run: Evaluation, place: int, batch: Any, width: int) -> None:
         """Layout and chunk: the fastest on this batch of those that fit into memory."""

@@ -1,0 +1,225 @@
+"""Unfinished work in a file, from which a killed run goes on to the same numbers."""
+
+import pickle
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from landscape.errors import InputError
+from landscape.operators.base import CurvatureOperator, Operator
+from landscape.results import Cost, Meter, atomic, jsonable
+
+SCHEMA = "landscape/resume/1"
+LONGEST = 60.0  # seconds of work that may be lost
+SHARE = 0.02  # of the time, for writing
+State = dict[str, Any]
+
+
+class Checkpoint:
+    """The state of every stage of some work, written whole or not at all.
+
+    A stage offers its state after every step. It is written as soon as 50 times the duration of the last
+    writing have passed, so that writing takes 2 % of the time, and every minute at the latest: only where
+    one writing takes more than 1.2 s is the share larger. When the disk is full the work goes on, the last
+    state that was written stays, and `say` is told.
+
+    Args:
+        path: the file; if it exists its work goes on.
+        operator: what is multiplied; with a file its execution plan is taken over.
+        work: everything else on which the numbers depend, plain values by name.
+        say: called with a sentence when the state cannot be written.
+
+    Raises:
+        InputError: the file is damaged, or belongs to other work.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        operator: Operator,
+        work: Mapping[str, Any],
+        *,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.path, self.operator, self.say = Path(path), operator, say
+        self.identity = _identity(operator) | jsonable(dict(work))
+        self.states: dict[str, State] = {}
+        self._last, self._duration = time.monotonic(), 0.0
+        if self.path.exists():
+            saved = _read(self.path)
+            _require_same(self.path, saved["identity"], self.identity)
+            self.states = saved["states"]
+            if isinstance(operator, CurvatureOperator) and saved["plan"] is not None:
+                operator.replay(saved["plan"])
+
+    def stage(self, name: str) -> "Stage":
+        """A part of the work that keeps a state of its own."""
+        return Stage(self, name)
+
+    def offer(self, name: str, state: Callable[[], State], *, at_once: bool) -> None:
+        """Take over the state of a stage if it is time to write, or has to be now."""
+        waited = time.monotonic() - self._last
+        if not at_once and waited < min(LONGEST, self._duration / SHARE):
+            return
+        start = time.monotonic()
+        if isinstance(self.operator, CurvatureOperator):
+            self.operator.hold()  # a run that goes on from here could not change it either
+        self.states[name] = _packed(state())
+        plan = self.operator.plan
+        content = {
+            "schema": SCHEMA,
+            "identity": self.identity,
+            "plan": None if plan is None else jsonable(plan.to_dict()),
+            "states": self.states,
+        }
+        try:
+            with atomic(self.path) as temporary:
+                torch.save(content, temporary)
+        except (OSError, RuntimeError) as error:  # torch tells of a full disk in its own words
+            if self.say is not None:
+                reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+                self.say(f"the state cannot be written to {str(self.path)!r}: {reason}; going on")
+        self._last = time.monotonic()
+        self._duration = self._last - start
+
+    def remove(self) -> None:
+        """The work is done, and its results are written."""
+        self.path.unlink(missing_ok=True)
+
+
+class Stage:
+    """A part of resumable work; without a checkpoint, of work that is not kept.
+
+    Attributes:
+        state: what an earlier run left of this stage; None at the beginning.
+        earlier: what that run has cost.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None = None, name: str = "") -> None:
+        self._checkpoint, self._name = checkpoint, name
+        saved = None if checkpoint is None else checkpoint.states.get(name)
+        self.state: State | None = None if saved is None else saved["state"]
+        self.earlier = None if saved is None else Cost(**saved["cost"])
+
+    def meter(self, operator: Operator) -> Meter:
+        """A meter that counts what an earlier run has cost too."""
+        return Meter(operator, self.earlier)
+
+    def offer(self, meter: Meter, state: Callable[[], State], *, done: bool = False) -> None:
+        """Say that the state could be written now; when the stage is done, it is."""
+        if self._checkpoint is not None:
+            self._checkpoint.offer(
+                self._name,
+                lambda: {"state": state(), "cost": asdict(meter.read())},
+                at_once=done,
+            )
+
+
+Resume = str | Path | Stage | None
+
+
+def stage_of(resume: Resume, operator: Operator, name: str, work: Mapping[str, Any]) -> Stage:
+    """The stage that an estimator was given, or one in a file of its own."""
+    if isinstance(resume, Stage):
+        return resume
+    if resume is None:
+        return Stage()
+    return Checkpoint(resume, operator, {"work": name} | dict(work)).stage(name)
+
+
+def _identity(operator: Operator) -> dict[str, Any]:
+    """On what every number depends: the matrix, the versions and the device."""
+    from landscape import __version__
+
+    if isinstance(operator, CurvatureOperator):
+        about = operator.problem.summary()
+        del about["origin"]  # files may be moved
+        matrix: Any = about
+    else:
+        matrix = _fingerprint(operator)
+    return jsonable(  # type: ignore[no-any-return]
+        {
+            "landscape": __version__,
+            "torch": torch.__version__,
+            "device": str(operator.device),
+            "dtype": str(operator.dtype),
+            "threads": torch.get_num_threads(),
+            "operator": type(operator).__name__,
+            "matrix": matrix,
+        }
+    )
+
+
+def _fingerprint(operator: Operator) -> str:
+    """A digest of one product, for matrices that have no name."""
+    from landscape.batches import digest
+
+    vector = torch.linspace(-1, 1, operator.shape[0], dtype=torch.float64)
+    return digest({"product": operator @ vector.to(operator.device, operator.dtype)})
+
+
+def _packed(value: Any) -> Any:
+    """Plain values and tensors on the host that hold no more memory than they show, none copied twice."""
+    if isinstance(value, dict):
+        return {key: _packed(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_packed(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        return torch.from_numpy(
+            value.detach().cpu().numpy()
+        )  # a view would bring its whole storage
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, (np.generic)):
+        return value.item()
+    return value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a resume file; nothing in it is run."""
+    reason = "it is damaged or no resume file"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = archive.testzip() is None
+        saved = torch.load(path, weights_only=True, map_location="cpu") if whole else None
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
+    except (
+        zipfile.BadZipFile,
+        RuntimeError,
+        pickle.UnpicklingError,
+        ValueError,
+        EOFError,
+    ) as error:
+        raise InputError(
+            f"cannot resume from {str(path)!r}: {reason}; remove it to begin anew"
+        ) from error
+    if not isinstance(saved, dict) or saved.get("schema") != SCHEMA:
+        raise InputError(f"cannot resume from {str(path)!r}: {reason}; remove it to begin anew")
+    return saved
+
+
+def _require_same(path: Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuse a file of other work, and say in what it differs."""
+    differing = list(_differences(saved, here))
+    if differing:
+        name, then, now = differing[0]
+        raise InputError(
+            f"{str(path)!r} belongs to other work: {name} was {then!r} and is {now!r}; "
+            "name another file, or remove it to begin anew"
+        )
+
+
+def _differences(saved: Any, here: Any, name: str = "") -> Any:
+    """(name, then, now) of every value that is not the same."""
+    if isinstance(saved, Mapping) and isinstance(here, Mapping):
+        for key in dict.fromkeys([*saved, *here]):
+            yield from _differences(saved.get(key), here.get(key), key)
+    elif saved != here:
+        yield name, saved, here
