@@ -129,7 +129,9 @@ def _table(result: "Layers") -> "Table":
     table = plain_table(*columns)
     table.columns[1].justify = "left"
     for column in table.columns[:2]:
-        column.overflow, column.min_width = "fold", 7
+        column.overflow, column.min_width = "fold", 6
+    for column in table.columns[2:]:
+        column.no_wrap = True
     for block in result.blocks:
         share = block.trace.value / result.trace.value if result.trace.value else float("nan")
         trace = with_error(block.trace.value, block.trace.standard_error)
@@ -140,10 +142,15 @@ def _table(result: "Layers") -> "Table":
             escaped(block.name),
             escaped(", ".join(block.kinds)),
             f"{block.parameters:,}",
-            number(block.trace.value, 4) if block.exact else trace,
+            _dense(number(block.trace.value, 4) if block.exact else trace),
             f"{100 * share:.1f} %",
-            number(block.eigenvalues[0].value, 4),
-            number(block.smallest_eigenvalue.value, 4),
-            residual if converged else f"[red]{residual}, not converged[/red]",
+            _dense(number(block.eigenvalues[0].value, 4)),
+            _dense(number(block.smallest_eigenvalue.value, 2)),
+            _dense(residual) if converged else f"[red]{_dense(residual)}, not converged[/red]",
         )
     return table
+
+
+def _dense(text: str) -> str:
+    """A number without spaces around its power of ten, so that a row fits."""
+    return text.replace(" × ", "×")

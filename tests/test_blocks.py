@@ -9,7 +9,7 @@ from torch import Tensor
 import landscape as ls
 from landscape.estimators import block_recurrences, blocks
 from landscape.estimators.block_eigenvalues import block_eigenvalues
-from landscape.estimators.blocks import block_spectra, block_traces
+from landscape.estimators.blocks import block_spectra, block_traces, deflated
 from landscape.estimators.lanczos import CHECK_EVERY
 from landscape.estimators.probes import generator, rademacher
 
@@ -187,6 +187,54 @@ def test_errors_of_traces_and_of_their_sum_are_honest(strength: float) -> None:
     # Of 200, the mean is off by at most 0.25 (3.5 s.e.), and the variance, 1.1 for t, by a third.
     assert np.abs(table.mean(0)).max() < 0.25
     assert ((table**2).mean(0) > 0.75).all() and ((table**2).mean(0) < 1.5).all()
+
+
+def test_known_eigenpairs_leave_the_samples_of_the_rest_of_the_block() -> None:
+    """zᵀA_bb z less Σ λ((vᵀz)² − 1) is zᵀRz + Σ λ, R being the block without these pairs."""
+    matrix, chosen = network(), places()
+    A = ls.as_operator(matrix)
+    found = block_spectra(A, chosen, probes=3, steps=1, shared_probes=5, dense_up_to=3, seed=4)
+    pairs, rests = [], []
+    for indices in chosen:
+        values, vectors = torch.linalg.eigh(part(matrix, indices, indices))
+        pairs.append((values[-2:].tolist(), vectors[:, -2:]))
+        rests.append((vectors[:, :-2] * values[:-2]) @ vectors[:, :-2].T)
+    after = deflated(found, A, chosen, pairs)
+    source = generator(4)
+    shared = rademacher(A, 5, source)
+    for b, (indices, rest) in enumerate(zip(chosen, rests, strict=True)):
+        if found.exact(b):
+            np.testing.assert_array_equal(after.shared[:, b], found.shared[:, b])
+            continue
+        z = rademacher(A, 3, source, size=len(indices))
+        expected = (z * (rest @ z)).sum(0) + sum(pairs[b][0])
+        np.testing.assert_allclose(after.own[b], expected, rtol=1e-10)
+        # Full vectors keep what comes from the other blocks.
+        z = shared[indices]
+        beside = (z * ((matrix @ shared)[indices] - part(matrix, indices, indices) @ z)).sum(0)
+        expected = (z * (rest @ z)).sum(0) + sum(pairs[b][0]) + beside
+        np.testing.assert_allclose(after.shared[:, b], expected, rtol=1e-10)
+        squares = found.squares[b, b] - sum(value**2 for value in pairs[b][0])
+        assert after.left[b] == pytest.approx(max(squares, 0))
+
+
+def test_deflated_traces_are_honest_and_more_exact() -> None:
+    """Outliers hold most of the variance here; any vectors at all leave the mean as it is."""
+    matrix, chosen = network(), places()
+    A = ls.as_operator(matrix)
+    exact = np.array([float(part(matrix, b, b).trace()) for b in chosen])
+    dense = [None] * len(chosen)
+    pairs = [(own.values, own.vectors) for own in block_eigenvalues(A, chosen, dense, top=2)]
+    scores, errors = [], []
+    for seed in range(150):
+        found = block_spectra(A, chosen, probes=20, steps=1, shared_probes=20, seed=seed)
+        before, after = block_traces(found), block_traces(deflated(found, A, chosen, pairs))
+        scores.append([*(after.values - exact)[[0, 2, 3]] / after.standard_errors[[0, 2, 3]]])
+        errors.append([before.standard_errors, after.standard_errors])
+    table, (first, second) = np.array(scores), np.mean(errors, axis=0)
+    assert np.abs(table.mean(0)).max() < 0.3  # 3.5 s.e. of the mean of 150
+    assert ((table**2).mean(0) > 0.7).all() and ((table**2).mean(0) < 1.6).all()
+    assert (second[[0, 2, 3]] < 0.8 * first[[0, 2, 3]]).all()
 
 
 def test_width_changes_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from landscape.estimators.block_eigenvalues import (
     block_eigenvalues,
     products_of,
 )
-from landscape.estimators.blocks import BlockSpectra, block_spectra, block_traces
+from landscape.estimators.blocks import BlockSpectra, block_spectra, block_traces, deflated
 from landscape.estimators.lanczos import checked_limit
 from landscape.estimators.slq import Measure
 from landscape.estimators.smoothing import SmoothDensity, smooth
@@ -201,8 +201,9 @@ def layers(
     Every product with all diagonal blocks takes one column per block, and no more: a block of p
     parameters costs about probes × steps products and those of its eigenvalues, or p products where that
     is less; then it is known exactly. What is shared: each batch's gradient, by all columns; the first
-    step of quadrature, by density, trace and norms; and `shared_probes` full vectors, by all traces. See
-    `block_spectra` and `block_traces`.
+    step of quadrature, by density, trace and norms; and `shared_probes` full vectors, by all traces. The
+    eigenpairs that are found take their part out of the variance of the traces. See `block_spectra`,
+    `deflated` and `block_traces`.
 
     Args:
         problem: the loss.
@@ -268,10 +269,11 @@ def layers(
         exact=exact,
         tolerance=tolerance,
         max_steps=max_steps,
-        seed=seed,
+        seed=seed + 1,  # independent of the probes, as `deflated` asks
         progress=follow("eigenvalues"),
     )
-    traces = block_traces(spectra)
+    known = [(own.values, own.vectors) for own in pairs]
+    traces = block_traces(deflated(spectra, A, places, known))
     costs = [meter.read() for meter in meters]
     size = np.sqrt(np.maximum(spectra.squares, 0))
     # The error of a square root: half that of the square, over the root.

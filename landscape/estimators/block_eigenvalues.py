@@ -139,6 +139,7 @@ def _measure(
                 values=values[order].tolist(),
                 residuals=residuals[order].tolist(),
                 converged=(residuals[order] <= tolerance * found[b].norm).tolist(),
+                vectors=found[b].vectors[:, order],
             )
         )
     return measured

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from landscape.estimators.block_recurrences import (
 )
 from landscape.estimators.probes import generator, rademacher
 from landscape.estimators.slq import Measure
-from landscape.estimators.sums import dots
+from landscape.estimators.sums import dots, norms
 from landscape.operators.base import Operator, require_operator
 from landscape.results import Cost, Meter, Progress
 
@@ -36,7 +36,8 @@ class BlockSpectra:
     `ritz[b]` holds a measure for every probe of block b, a single one where the block is known exactly;
     `dense[b]` is then the block itself (p, p), else None. `own[b]` (probes,) are samples zᵀA_bb z of its
     trace, `shared` (shared probes, B) samples of every trace from the same full vectors. `squares` (B, B)
-    are ‖A_bc‖_F² with their standard errors `squares_error`, 0 where they are exact.
+    are ‖A_bc‖_F² with their standard errors `squares_error`, 0 where they are exact; `left` (B,) are those
+    of the diagonal blocks without the eigenpairs that `deflated` took out of the samples.
     """
 
     sizes: list[int]
@@ -46,6 +47,8 @@ class BlockSpectra:
     shared: Array
     squares: Array
     squares_error: Array
+    left: Array
+    seed: int
     cost: Cost
 
     def exact(self, b: int) -> bool:
@@ -132,7 +135,49 @@ def block_spectra(
     for state in states:
         ritz[state.block], own[state.block] = measures(state), first_moments(state)
     value, error = _pairwise(squares, exact=[b not in iterated for b in range(len(sizes))])
-    return BlockSpectra(sizes, matrices, ritz, own, shared, value, error, meter.read())
+    left = value.diagonal().copy()
+    cost = meter.read()
+    return BlockSpectra(sizes, matrices, ritz, own, shared, value, error, left, seed, cost)
+
+
+def deflated(
+    found: BlockSpectra,
+    A: Operator,
+    places: Sequence[Tensor],
+    pairs: Sequence[tuple[Sequence[float], Tensor]],
+) -> BlockSpectra:
+    """The same samples of the traces with less variance, since eigenpairs (λ, v) are known; no products.
+
+    For a fixed v, (vᵀz)² has mean ‖v‖² over random signs z, so that zᵀA_bb z − Σ λ((vᵀz)² − ‖v‖²) is as
+    unbiased, whatever λ and v; where they are eigenpairs it no longer varies with them (the deflation of
+    Gambhir, Stathopoulos & Orginos 2017, doi:10.1137/16M1066361).
+
+    Args:
+        found: of `block_spectra`, with the same A and places (the positions of its blocks).
+        pairs: (values (k,), vectors (p, k)) of every block, found independently of the probes.
+    """
+    source = generator(found.seed)
+    shared, own, left = found.shared.copy(), [samples.copy() for samples in found.own], found.left
+    for begin in range(0, len(shared), WIDTH):
+        z = rademacher(A, min(WIDTH, len(shared) - begin), source)
+        for b, indices in enumerate(places):
+            if not found.exact(b):
+                shared[begin : begin + z.shape[1], b] -= _excess(z[indices], *pairs[b])
+    for b, indices in enumerate(places):
+        if not found.exact(b):
+            z = rademacher(A, len(own[b]), source, size=len(indices))
+            own[b] -= _excess(z, *pairs[b])
+    taken = np.array([sum(value**2 for value in values) for values, _ in pairs])
+    return replace(found, shared=shared, own=own, left=np.maximum(left - taken, 0))
+
+
+def _excess(z: Tensor, values: Sequence[float], vectors: Tensor) -> Array:
+    """Σ λ((vᵀz)² − ‖v‖²) for every column of z."""
+    vectors = vectors.to(z)
+    overlaps = (vectors.T @ z).double().cpu().numpy()
+    lengths = norms(vectors).double().cpu().numpy()
+    excess: Array = np.array(values) @ (overlaps**2 - lengths[:, None] ** 2)
+    return excess
 
 
 @dataclass(frozen=True)
@@ -148,8 +193,8 @@ class BlockTraces:
 def block_traces(found: BlockSpectra) -> BlockTraces:
     """The trace of every block by the better of its own probes and the shared ones.
 
-    A probe of random signs on block b alone has variance 2‖A_bb‖_F² less twice the squares of the
-    diagonal; a shared one Σ_{c≠b} ‖A_bc‖_F² more. The norms that were measured decide, not the samples of
+    A probe of random signs on block b alone has variance 2‖A_bb‖_F², without what was deflated, less twice
+    the squares of the diagonal; a shared one Σ_{c≠b} ‖A_bc‖_F² more. The norms that were measured decide, not the samples of
     the trace themselves, which would bias the errors. The total follows the same choice, and its error
     the correlation of what was shared.
     """
@@ -162,7 +207,7 @@ def block_traces(found: BlockSpectra) -> BlockTraces:
             values[b] = float(matrix.diagonal().double().sum())
         if found.exact(b):
             continue
-        alone = 2 * found.squares[b, b]
+        alone = 2 * found.left[b]
         beside = found.squares[b].sum() - found.squares[b, b]
         if len(found.shared) and (alone + beside) / len(found.shared) < alone / len(own):
             values[b], errors[b] = mean_and_error(found.shared[:, b])
