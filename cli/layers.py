@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Options of `landscape spectrum` that mean the same here; unless given, the defaults are those of `layers`.
 SHARED = ("operator", "samples", "top", "probes", "steps", "tolerance", "max_steps")
 
-WIDE = 140  # letters in a line of a file
+WIDE, NARROW = 140, 100  # letters in a line of a file, and where there is no room for the kind
 
 
 def parse_by(given: list[str] | None) -> str | list[str]:
@@ -104,7 +104,7 @@ def _show(screen: "Console", result: "Layers", model: Path, written: list[Path])
     screen.print(printable(describe(result.provenance["problem"])), style="dim", markup=False)
     if not screen.is_terminal:  # nothing is folded where it goes to a file
         screen.width = max(screen.width, WIDE)
-    screen.print(_table(result))
+    screen.print(_table(result, narrow=screen.width < NARROW))
     trace = with_error(result.trace.value, result.trace.standard_error)
     screen.print(f"[dim]trace of all[/dim]  {trace}")
     cost = result.cost
@@ -121,17 +121,16 @@ def _show(screen: "Console", result: "Layers", model: Path, written: list[Path])
         screen.print(f"wrote {escape(str(path))}", soft_wrap=True)
 
 
-def _table(result: "Layers") -> "Table":
+def _table(result: "Layers", *, narrow: bool) -> "Table":
     """One row per block; λ1 and λ min both lie within the residual of a true eigenvalue."""
     from landscape.numerals import number, with_error
 
-    columns = ("block", "kind", "parameters", "trace", "share", "λ1", "λ min", "residual ≤")
-    table = plain_table(*columns)
-    table.columns[1].justify = "left"
-    for column in table.columns[:2]:
-        column.overflow, column.min_width = "fold", 6
-    for column in table.columns[2:]:
+    kind = [] if narrow else ["kind"]
+    table = plain_table("block", *kind, "parameters", "trace", "share", "λ1", "λ min", "residual ≤")
+    for column in table.columns:
         column.no_wrap = True
+    for column in table.columns[: 1 + len(kind)]:
+        column.justify, column.no_wrap, column.overflow = "left", False, "fold"
     for block in result.blocks:
         share = block.trace.value / result.trace.value if result.trace.value else float("nan")
         trace = with_error(block.trace.value, block.trace.standard_error)
@@ -140,7 +139,7 @@ def _table(result: "Layers") -> "Table":
         residual = number(max(pair.residual for pair in pairs), 1)
         table.add_row(
             escaped(block.name),
-            escaped(", ".join(block.kinds)),
+            *([] if narrow else [escaped(", ".join(block.kinds))]),
             f"{block.parameters:,}",
             _dense(number(block.trace.value, 4) if block.exact else trace),
             f"{100 * share:.1f} %",

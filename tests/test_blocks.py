@@ -49,7 +49,7 @@ def test_built_blocks_are_the_blocks_and_cost_one_product_a_parameter() -> None:
         np.testing.assert_allclose(found.ritz[b][0].nodes, torch.linalg.eigvalsh(block), atol=1e-13)
         assert traces.values[b] == pytest.approx(float(block.trace()), abs=1e-12)
     assert traces.total == pytest.approx(float(matrix.trace()), abs=1e-12)
-    assert traces.total_error == 0 and not traces.standard_errors.any()
+    assert traces.total_error == 0 and not traces.standard_errors.any() and not any(traces.probes)
     np.testing.assert_allclose(found.squares, all_norms(matrix, chosen) ** 2, atol=1e-12)
     assert found.squares.sum() == pytest.approx(float(matrix.norm()) ** 2, rel=1e-13)
     assert not found.squares_error.any()
@@ -167,14 +167,20 @@ def test_traces_come_from_the_probes_with_the_smaller_error(strength: float, bet
     traces = block_traces(found)
     for b in range(2):
         samples = found.shared[:, b] if better == "shared" else found.own[b]
+        assert traces.probes[b] == len(samples)
         assert traces.values[b] == pytest.approx(samples.mean())
         other = found.own[b] if better == "shared" else found.shared[:, b]
         assert traces.standard_errors[b] < other.std(ddof=1) / len(other) ** 0.5
+    # What the blocks share correlates: Σ_c z_bᵀA_bc z_c stands in both traces.
+    together = found.shared.sum(1).std(ddof=1) / 16**0.5
+    apart = float(np.linalg.norm(traces.standard_errors))
+    expected = together if better == "shared" else apart
+    assert traces.total_error == pytest.approx(expected) and together != pytest.approx(apart)
 
 
 @pytest.mark.parametrize("strength", [0.1, 1.0, 30.0])
 def test_errors_of_traces_and_of_their_sum_are_honest(strength: float) -> None:
-    """Deviations over standard errors follow Student's t with 19 or more degrees of freedom."""
+    """Deviations over standard errors follow Student's t with 19 or 29 degrees of freedom."""
     matrix, chosen = coupled(strength), list(torch.arange(70).split((30, 40)))
     A = ls.as_operator(matrix)
     exact = np.array([float(part(matrix, b, b).trace()) for b in chosen])

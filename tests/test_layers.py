@@ -19,6 +19,7 @@ import landscape as ls
 from landscape.analyses import layers as module
 from landscape.analyses.grouping import groups, positions
 from landscape.estimators.block_eigenvalues import products_of
+from landscape.estimators.blocks import block_spectra, block_traces
 from landscape.results import to_json
 
 BLOCKS = {"0": range(30), "2": range(30, 51)}  # of the small net: 4·6 + 6 and 6·3 + 3
@@ -107,6 +108,29 @@ def test_large_blocks_are_estimated_within_their_errors(
     assert abs(found.trace.value - float(matrix.trace())) < 4 * found.trace.standard_error
     exact = np.array([[float(block(matrix, a, b).norm()) for b in BLOCKS] for a in BLOCKS])
     assert (np.abs(found.norms - exact) < 4 * found.norm_errors).all()
+
+
+def test_errors_of_norms_follow_from_those_of_their_squares(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """(n + e)² − (n − e)² = 4ne is twice the error of n²."""
+    monkeypatch.setattr(module, "DENSE_LIMIT", 0)
+    problem = small_problem()
+    found = ls.layers(problem, probes=6, steps=4, seed=3)
+    at = [positions(problem, group) for group in groups(problem, "module")]
+    squares = block_spectra(ls.Hessian(problem), at, probes=6, steps=4, seed=3)
+    np.testing.assert_allclose(found.norms**2, squares.squares, rtol=1e-10)
+    np.testing.assert_allclose(4 * found.norms * found.norm_errors, 2 * squares.squares_error)
+
+
+def test_known_eigenpairs_make_traces_more_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DENSE_LIMIT", 0)
+    problem = small_problem()
+    found = ls.layers(problem, probes=10, steps=4, seed=3)
+    at = [positions(problem, group) for group in groups(problem, "module")]
+    plain = block_traces(block_spectra(ls.Hessian(problem), at, probes=10, steps=4, seed=3))
+    for own, error in zip(found.blocks, plain.standard_errors, strict=True):
+        assert own.trace.standard_error < 0.9 * error
 
 
 def test_cost_is_what_the_documentation_says(monkeypatch: pytest.MonkeyPatch) -> None:

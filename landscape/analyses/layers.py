@@ -18,7 +18,13 @@ from landscape.estimators.block_eigenvalues import (
     block_eigenvalues,
     products_of,
 )
-from landscape.estimators.blocks import BlockSpectra, block_spectra, block_traces, deflated
+from landscape.estimators.blocks import (
+    BlockSpectra,
+    BlockTraces,
+    block_spectra,
+    block_traces,
+    deflated,
+)
 from landscape.estimators.lanczos import checked_limit
 from landscape.estimators.slq import Measure
 from landscape.estimators.smoothing import SmoothDensity, smooth
@@ -43,7 +49,8 @@ class Layer:
     """The spectrum of one diagonal block.
 
     `tensors` are the names of its parameters and `kinds` the classes of the modules they belong to.
-    `exact` says that the whole block was built, so that nothing is estimated. `eigenvalues` are the
+    `exact` says that the whole block was built, so that nothing is estimated; else `trace_probes` is the
+    number of samples behind the trace, whose interval is that of Student's t. `eigenvalues` are the
     largest, largest first; `density` integrates to 1; `ritz` holds the quadrature of every probe.
     """
 
@@ -53,6 +60,7 @@ class Layer:
     parameters: int
     exact: bool
     trace: Measured
+    trace_probes: int
     eigenvalues: list[Eigenvalue]
     smallest_eigenvalue: Eigenvalue
     density: SmoothDensity
@@ -98,6 +106,7 @@ class Layers:
                     "parameters": block.parameters,
                     "exact": block.exact,
                     "trace": asdict(block.trace),
+                    "trace_probes": block.trace_probes,
                     "eigenvalues": [asdict(pair) for pair in block.eigenvalues],
                     "smallest_eigenvalue": asdict(block.smallest_eigenvalue),
                     "density": {**block.density._asdict(), "axis": "linear"},
@@ -289,16 +298,8 @@ def layers(
         gradient_norm=gradient_norm,
         trace=Measured(traces.total, traces.total_error),
         blocks=[
-            _block(group, spectra, b, top, Measured(value, error), own)
-            for b, (group, value, error, own) in enumerate(
-                zip(
-                    found,
-                    traces.values.tolist(),
-                    traces.standard_errors.tolist(),
-                    pairs,
-                    strict=True,
-                )
-            )
+            _block(group, spectra, traces, b, top, own)
+            for b, (group, own) in enumerate(zip(found, pairs, strict=True))
         ],
         norms=size,
         norm_errors=norm_errors,
@@ -335,9 +336,9 @@ def _operator(
 def _block(
     group: Group,
     spectra: BlockSpectra,
+    traces: BlockTraces,
     b: int,
     top: int,
-    trace: Measured,
     pairs: BlockEigenvalues,
 ) -> Layer:
     density = smooth(spectra.ritz[b], points=POINTS)
@@ -353,7 +354,8 @@ def _block(
         tensors=list(group.tensors),
         parameters=spectra.sizes[b],
         exact=spectra.exact(b),
-        trace=trace,
+        trace=Measured(float(traces.values[b]), float(traces.standard_errors[b])),
+        trace_probes=traces.probes[b],
         eigenvalues=found[:top],
         smallest_eigenvalue=found[-1],
         density=density,

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import t as student_t
 from torch import Tensor
 
 from landscape.errors import InputError
@@ -182,10 +184,15 @@ def _excess(z: Tensor, values: Sequence[float], vectors: Tensor) -> Array:
 
 @dataclass(frozen=True)
 class BlockTraces:
-    """The trace of every block (B,) with its standard error (B,), and their sum with its own."""
+    """The trace of every block (B,) with its standard error (B,), and their sum with its own.
+
+    `probes` (B,) says over how many independent samples, 0 where the trace is exact: intervals are those
+    of Student's t with one degree of freedom less.
+    """
 
     values: Array
     standard_errors: Array
+    probes: list[int]
     total: float
     total_error: float
 
@@ -199,7 +206,7 @@ def block_traces(found: BlockSpectra) -> BlockTraces:
     the correlation of what was shared.
     """
     count = len(found.sizes)
-    values, errors = np.zeros(count), np.zeros(count)
+    values, errors, probes = np.zeros(count), np.zeros(count), [0] * count
     together, variance = [], 0.0
     for b in range(count):
         matrix, own = found.dense[b], found.own[b]
@@ -209,15 +216,27 @@ def block_traces(found: BlockSpectra) -> BlockTraces:
             continue
         alone = 2 * found.left[b]
         beside = found.squares[b].sum() - found.squares[b, b]
-        if len(found.shared) and (alone + beside) / len(found.shared) < alone / len(own):
-            values[b], errors[b] = mean_and_error(found.shared[:, b])
+        if _width(alone + beside, len(found.shared)) < _width(alone, len(own)):
+            samples = found.shared[:, b]
             together.append(b)
         else:
-            values[b], errors[b] = mean_and_error(own)
-            variance += errors[b] ** 2
+            samples = own
+        values[b], errors[b] = mean_and_error(samples)
+        probes[b] = len(samples)
+        variance += 0.0 if b in together else errors[b] ** 2
     if together:
         variance += mean_and_error(found.shared[:, together].sum(1))[1] ** 2
-    return BlockTraces(values, errors, math.fsum(values), math.sqrt(variance))
+    return BlockTraces(values, errors, probes, math.fsum(values), math.sqrt(variance))
+
+
+def _width(variance: float, samples: int) -> float:
+    """Of the 95 % interval around the mean of so many samples, infinite where there is none."""
+    return variance**0.5 * _quantile(samples) / samples**0.5 if samples > 1 else math.inf
+
+
+@cache
+def _quantile(samples: int) -> float:
+    return float(student_t.ppf(0.975, samples - 1))
 
 
 def mean_and_error(samples: Array) -> tuple[float, float]:
