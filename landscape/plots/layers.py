@@ -1,11 +1,13 @@
 """What does every part of a model look like?  Densities of its blocks, and the norms between them."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from landscape.numerals import number, power
 from landscape.plots.layers_picture import LayersPicture, collect
 from landscape.plots.spectrum import UNDATED, require_ending
 from landscape.plots.style import (
@@ -162,7 +164,8 @@ def _draw_norms(axes: "Axes", picture: LayersPicture) -> None:
     shown = np.ma.masked_less_equal(norms, 0.0)
     least = float(shown.min()) if shown.count() else far
     colors = colormaps["cividis"].with_extremes(bad=HAIRLINE)
-    scale = LogNorm(min(max(least, DARKEST * far), 0.5 * far), far)
+    low = min(max(least, DARKEST * far), 0.5 * far)
+    scale = LogNorm(low, far)
     edges = np.arange(count + 1) + 0.5
     mesh = axes.pcolormesh(edges, edges, shown, norm=scale, cmap=colors)
     axes.set_aspect("equal", anchor="N")
@@ -181,5 +184,24 @@ def _draw_norms(axes: "Axes", picture: LayersPicture) -> None:
         orientation="horizontal",
         extend="min" if least < DARKEST * far else "neither",
     )
+    marks = _log_ticks(low, far)
+    bar.set_ticks(list(marks), labels=[raised(label) for label in marks.values()])
+    bar.minorticks_off()
     bar.set_label(f"norm ‖{picture.symbol}$_{{ij}}$‖$_F$ of blocks")
     bar.outline.set_linewidth(0.5)  # type: ignore[operator]
+
+
+def _log_ticks(low: float, high: float) -> dict[float, str]:
+    """Ticks of a logarithmic scale whose labels do not touch: powers of ten, or 1, 2 and 5 times these.
+
+    >>> _log_ticks(0.026, 0.24), _log_ticks(3e-5, 4.0)
+    ({0.05: '0.05', 0.1: '0.1', 0.2: '0.2'}, {0.0001: '10⁻⁴', 0.001: '10⁻³', 0.01: '10⁻²', 0.1: '10⁻¹', 1.0: '10⁰'})
+    """
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    exponents = range(first, last + 1)
+    decades = {10.0**k: power(k) for k in exponents if low <= 10.0**k <= high}
+    if len(decades) > 2:
+        step = -(-len(decades) // 6)
+        return dict(list(decades.items())[::step])
+    fine = [float(f"{m}e{k}") for k in exponents for m in (1, 2, 5)]
+    return {x: number(x, 1).replace(" × ", "×") for x in fine if low <= x <= high}
