@@ -53,6 +53,8 @@ def per_layer(
 
     from .progress import phases
 
+    if invocation.params["axis"] != "symlog":
+        raise InputError("--per-layer draws on a symlog axis only: leave --axis out")
     model = about.model
     figure = output or model.with_name(f"{model.stem}.layers.pdf")
     to_stdout = str(json_file) == "-"

@@ -419,6 +419,7 @@ def test_command_ends_with_3_where_an_eigenvalue_cannot_be_trusted(
     [
         (("--by", "type"), "--by says what a part is: it only goes with --per-layer"),
         (("--per-layer", "--by", "0.*,,2.*"), "holds an empty glob"),
+        (("--per-layer", "--axis", "linear"), "on a symlog axis only"),
         (("--per-layer", "--by", "9.*"), "no trainable parameter matches '9.*'"),
         (("--per-layer", "-o", "a.gif"), "its ending must be one of"),
         (("--per-layer", "-o", "nowhere/a.pdf"), "does not exist"),
