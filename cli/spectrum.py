@@ -9,7 +9,7 @@ import typer
 
 from landscape.errors import InputError, UntrustedResult
 
-from . import options
+from . import layers, options
 from .options import CURVATURE, OUTPUT
 from .output import console, printable, require_folder, require_other, write_json
 
@@ -95,6 +95,27 @@ def spectrum(
         ),
     ] = None,
     json_file: options.Json = None,
+    per_layer: Annotated[
+        bool,
+        typer.Option(
+            "--per-layer",
+            help="A spectrum for every part of the model, a table and a figure. Unless given, 3 leading "
+            "eigenvalues, 5 probes, 30 steps and a tolerance of 10⁻³ per part.",
+            rich_help_panel=CURVATURE,
+        ),
+    ] = False,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--by",
+            metavar="module|type|GLOB,GLOB…",
+            help="What a part is, with --per-layer: a module, a type of module, or what a glob matches. "
+            "[default: module]",
+            rich_help_panel=CURVATURE,
+        ),
+    ] = None,
+    *,
+    invocation: typer.Context,
 ) -> None:
     """Eigenvalue density, leading eigenvalues and trace of a trained model's curvature.
 
@@ -112,6 +133,14 @@ def spectrum(
 
     from .progress import phases
 
+    if per_layer:
+        command = shlex.join(["landscape", *sys.argv[1:]])
+        layers.per_layer(
+            about, invocation, by=by, output=output, json_file=json_file, command=command
+        )
+        return
+    if by is not None:
+        raise InputError("--by says what a part is: it only goes with --per-layer")
     model = about.model
     figure = output or model.with_name(f"{model.stem}.spectrum.pdf")
     to_stdout = str(json_file) == "-"
@@ -158,7 +187,7 @@ def _show(screen: "Console", result: "Spectrum", model: Path, written: list[Path
 
     about = result.provenance["problem"]
     screen.print(f"[bold]{result.operator}[/bold] of {escape(str(model))}")
-    screen.print(printable(_describe(about)), style="dim", markup=False)
+    screen.print(printable(describe(about)), style="dim", markup=False)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(no_wrap=True)
@@ -200,7 +229,7 @@ def _show(screen: "Console", result: "Spectrum", model: Path, written: list[Path
         screen.print(f"wrote {escape(str(path))}", soft_wrap=True)
 
 
-def _describe(about: dict[str, Any]) -> str:
+def describe(about: dict[str, Any]) -> str:
     """What was measured, in two lines, or three where parameters are unused."""
     terms = (
         "" if about["loss_terms"] == about["samples"] else f" ({about['loss_terms']:,.10g} terms)"

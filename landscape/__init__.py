@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from landscape.analyses.bench import Bench as Bench
     from landscape.analyses.bench import bench as bench
+    from landscape.analyses.layers import Layers as Layers
+    from landscape.analyses.layers import layers as layers
     from landscape.analyses.spectrum import Spectrum as Spectrum
     from landscape.analyses.spectrum import spectrum as spectrum
     from landscape.errors import InputError as InputError
@@ -35,6 +37,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Bench": "analyses.bench",
     "bench": "analyses.bench",
+    "Layers": "analyses.layers",
+    "layers": "analyses.layers",
     "Spectrum": "analyses.spectrum",
     "spectrum": "analyses.spectrum",
     "InputError": "errors",
@@ -66,6 +70,7 @@ __all__ = [
     "Identity",
     "InputError",
     "LandscapeError",
+    "Layers",
     "Operator",
     "Problem",
     "Spectrum",
@@ -74,6 +79,7 @@ __all__ = [
     "bench",
     "diagonal",
     "eigenpairs",
+    "layers",
     "load_problem",
     "save_problem",
     "spectral_density",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from landscape.operators.base import Operator
 
 SPECTRUM_SCHEMA = "landscape/spectrum/1"
+LAYERS_SCHEMA = "landscape/layers/1"
 Progress = Callable[[int, int], None]  # (products done, products expected)
 
 

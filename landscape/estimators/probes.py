@@ -11,12 +11,16 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def rademacher(operator: Operator, count: int, source: torch.Generator) -> Tensor:
+def rademacher(
+    operator: Operator, count: int, source: torch.Generator, *, size: int | None = None
+) -> Tensor:
     """Independent random signs, shape (P, count): E[z zᵀ] = I and zᵀz = P exactly.
 
     Drawn one vector after another, so that the first vectors do not depend on how many are drawn.
+    With a size, vectors of that length instead of P.
     """
-    signs = torch.randint(0, 2, (count, operator.shape[0]), generator=source, dtype=torch.int8)
+    shape = (count, operator.shape[0] if size is None else size)
+    signs = torch.randint(0, 2, shape, generator=source, dtype=torch.int8)
     return (2 * signs - 1).T.to(operator.device, operator.dtype)
 
 
