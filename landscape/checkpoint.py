@@ -146,9 +146,9 @@ def _identity(operator: Operator) -> dict[str, Any]:
     return jsonable(  # type: ignore[no-any-return]
         {
             "landscape": __version__,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "device": str(operator.device),
-            "dtype": str(operator.dtype),
+            "dtype": str(operator.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "operator": type(operator).__name__,
             "matrix": matrix,
