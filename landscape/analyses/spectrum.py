@@ -21,7 +21,7 @@ from landscape.estimators.lanczos import (
 )
 from landscape.estimators.slq import Measure, spectral_density
 from landscape.estimators.smoothing import SmoothDensity, mass_below
-from landscape.operators.base import CurvatureOperator, Operator
+from landscape.operators.base import CurvatureOperator, Operator, rounding
 from landscape.operators.empirical_fisher import EmpiricalFisher, GradientCovariance
 from landscape.operators.fisher import Fisher
 from landscape.operators.gauss_newton import GaussNewton
@@ -316,12 +316,6 @@ def in_float64(A: Operator) -> Operator | None:
     except (RuntimeError, TypeError, ValueError):
         return None
     return exact
-
-
-def rounding(A: Operator) -> float:
-    """The relative spacing of the coarsest numbers in a product."""
-    own = torch.finfo(A.dtype).eps
-    return own if A.plan is None else max(own, A.plan.eps)
 
 
 def _negative_mass(ritz: list[Measure], zero: float, pairs: Eigenpairs, smallest: float) -> Bounds:
