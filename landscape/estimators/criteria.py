@@ -9,6 +9,7 @@ from landscape.errors import InputError
 from landscape.estimators.functionals import Functional, negative_energy, negative_mass
 from landscape.estimators.quadrature import Measure
 from landscape.estimators.slq import SpectralDensity, spectral_density
+from landscape.numerals import count
 from landscape.operators.base import Operator
 from landscape.results import Cost, Progress
 
@@ -103,7 +104,6 @@ def criteria_of(density: SpectralDensity, *, n: float = 0.5) -> Criteria:
         float(np.mean([criterion(measure) for measure in density.ritz]))
         for criterion in (_r_e, _C_t, lambda measure: _K_Hn(measure, n))
     )
-    basis = "with" if density.reorthogonalize else "without"
     return Criteria(
         r_e=r_e,
         C_t=C_t,
@@ -116,12 +116,20 @@ def criteria_of(density: SpectralDensity, *, n: float = 0.5) -> Criteria:
         deflated=len(density.deflated.nodes),
         negative_mass=negative_mass(density),
         negative_energy=negative_energy(density),
-        note=f"K_H{n:g} grows or falls with the number of Lanczos steps, since (λw)^{n:g} does not add up "
-        f"over nodes: compare it at {density.steps} steps, {density.probes} probe(s), {basis} "
-        "reorthogonalisation only; negative_energy and negative_mass do not have this fault"
-        if n != 1
-        else "K_H1 adds up over nodes: it converges with the number of Lanczos steps",
+        note=_note(density, n),
         cost=density.cost,
+    )
+
+
+def _note(density: SpectralDensity, n: float) -> str:
+    if n == 1:
+        return "K_H1 adds up over nodes: it converges with the number of Lanczos steps"
+    basis = "with" if density.reorthogonalize else "without"
+    return (
+        f"K_H{n:g} changes with the number of Lanczos steps, because (λw)^{n:g} does not add up over "
+        f"nodes: compare it only at {count(density.steps, 'step')}, {count(density.probes, 'probe')}, "
+        f"{count(len(density.deflated.nodes), 'deflated eigenvalue')}, {basis} reorthogonalisation; "
+        "negative_energy and negative_mass belong to the matrix alone"
     )
 
 

@@ -150,12 +150,7 @@ def spectral_density(
         array([0.666667, 0.333333])
     """
     require_operator(A)
-    longest = max_steps if steps == "auto" else steps
-    if probes < 1 or not isinstance(longest, int) or longest < 1:
-        raise InputError(
-            f"probes={probes} and steps={steps if steps != 'auto' else max_steps!r} must both be at "
-            "least 1 (or steps='auto')"
-        )
+    longest = checked_steps(probes, max_steps if steps == "auto" else steps)
     if not tolerance > 0:
         raise InputError(f"tolerance is {tolerance}: it must be positive, for example 0.02")
     meter = Meter(A)
@@ -199,6 +194,19 @@ def spectral_density(
         rounding=rounding(A),
         cost=meter.read(),
     )
+
+
+def checked_steps(probes: int, steps: int) -> int:
+    """The number of steps.
+
+    Raises:
+        InputError: probes and steps are not both whole numbers of at least 1.
+    """
+    if not isinstance(steps, (int, np.integer)) or probes < 1 or steps < 1:
+        raise InputError(
+            f"probes={probes} and steps={steps!r} must both be at least 1 (steps: or 'auto')"
+        )
+    return steps
 
 
 def _distance(bulk: list[Tridiagonal], mass: float, centre: float) -> float:
