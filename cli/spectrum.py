@@ -187,18 +187,22 @@ def _show(screen: "Console", result: "Spectrum", model: Path, written: list[Path
     if result.functionals is not None and result.criteria is not None:
         sums, criteria = result.functionals, result.criteria
         for name, found, meaning in (
-            ("dimension", sums.effective_dimension, f"Σ λ/(λ + α), α = {number(sums.damping, 3)}"),
+            (
+                "dimension",
+                sums.effective_dimension,
+                f"effective: Σ λ/(λ+α), α = {number(sums.damping, 3)}",
+            ),
             ("stable rank", sums.stable_rank, "‖A‖²_F / ‖A‖²"),
         ):
             error = found.standard_error + found.quadrature_error
             table.add_row(name, with_error(found.value, error), meaning)
         # K_H is a number of the run as much as of the matrix.
-        basis = " and a basis" if criteria.reorthogonalize else ""
+        basis = ", a basis" if criteria.reorthogonalize else ""
         table.add_row(
             f"r_e, K_H{criteria.n:g}",
             f"{number(criteria.r_e, 3)}, {number(criteria.K_Hn, 3)}",
-            f"K_H of {count(criteria.probes, 'probe')} × {count(criteria.steps, 'step')} only{basis}, "
-            f"{criteria.deflated} deflated",
+            f"at {count(criteria.probes, 'probe')} × {count(criteria.steps, 'step')}, "
+            f"{criteria.deflated} deflated{basis}",
         )
     cost = result.cost
     gradients = (

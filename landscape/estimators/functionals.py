@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from landscape.errors import InputError
-from landscape.estimators.quadrature import Measure
+from landscape.estimators.quadrature import Measure, Tridiagonal
 from landscape.estimators.slq import SpectralDensity
 from landscape.estimators.smoothing import mass_below
 
@@ -27,7 +27,8 @@ class Functional:
 
     `standard_error` is over probes, by the jackknife (NaN for one probe). `quadrature_error` is what the
     finite number of Lanczos steps may do: how far the number moved since half, and since three quarters
-    of the steps, whichever is more, averaged over probes. From `lower` to `upper` reaches the interval of
+    of the steps, whichever is more, averaged over probes. That is an estimate and no bound (but for
+    `negative_mass`): it says nothing about what fewer than ten steps have not yet seen. From `lower` to `upper` reaches the interval of
     Student's t over probes, widened on both sides by the quadrature error.
     """
 
@@ -68,7 +69,8 @@ def functionals(
 
     Args:
         density: of `spectral_density`. Where outliers are large, deflate them there: they are what
-            probes disagree about, and few probes make intervals of heavy tails too short.
+            probes disagree about, and with 10 probes the interval of a sum over few of them holds in 90 %
+            of all cases rather than 95 %.
         damping: α of log-determinant and effective dimension, in units of the eigenvalues (default: 1 % of
             the largest |λ|; compare results at the same α only).
         confidence: of the intervals.
@@ -164,15 +166,13 @@ def negative_mass(density: SpectralDensity, *, confidence: float = CONFIDENCE) -
     """
     _check(confidence)
     known = float((density.deflated.nodes < -density.zero).sum()) / density.order
-    sides = np.array(
-        [mass_below(probe.measure(mass=density.bulk_mass), -density.zero) for probe in density.bulk]
-    )
+    sides = np.array([_sides(probe, density.bulk_mass, -density.zero) for probe in density.bulk])
     mean, error = known + sides.mean(0), _errors_of_means(sides)
     t = _quantile(len(sides), confidence)
     return Functional(
         float(mean.mean()),
         float(_errors_of_means(sides.mean(1, keepdims=True))[0]),
-        float(mean[1] - mean[0]) / 2,
+        max(float(mean[1] - mean[0]) / 2, 0.0),
         float(np.maximum(mean[0] - t * error[0], 0.0)),
         float(np.minimum(mean[1] + t * error[1], 1.0)),
     )
@@ -269,19 +269,21 @@ def _functional(
     if open_ended and density.steps == 1 < degree:
         quadrature = math.nan  # nothing to compare with
     elif any(degree > 2 * len(probe.diagonal) - 1 for probe in open_ended):
-        quadrature += max(_moved(density, sums, combine, x, share) for share in (0.5, 0.75))
+        quadrature += max(
+            float(np.mean([abs(combine(np.array(sums(m))) - combine(y)) for m, y in zip(then, x)]))
+            for then in density.earlier
+        )
     reach = _quantile(count, confidence) * error + quadrature
     return Functional(value, error, quadrature, value - reach, value + reach)
 
 
-def _moved(density: SpectralDensity, sums: Sums, combine: Combine, x: Array, share: float) -> float:
-    """How far a number moved since a share of the steps, averaged over probes."""
-    moved = 0.0
-    for i, probe in enumerate(density.bulk):
-        if not probe.exhausted:
-            earlier = density.measure(i, math.ceil(share * len(probe.diagonal)))
-            moved += abs(combine(np.array(sums(earlier))) - combine(x[i]))
-    return moved / density.probes
+def _sides(probe: Tridiagonal, mass: float, x: float) -> tuple[float, float]:
+    """Bounds of a probe's mass below x."""
+    measure = probe.measure(mass=mass)
+    if not probe.exhausted:
+        return mass_below(measure, x)
+    below = float(measure.weights[measure.nodes < x].sum())
+    return below, below
 
 
 def _errors_of_means(samples: Array) -> Array:

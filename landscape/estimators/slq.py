@@ -1,5 +1,6 @@
 """Eigenvalue density by stochastic Lanczos quadrature."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,6 +71,18 @@ class SpectralDensity:
     @cached_property
     def ritz(self) -> list[Measure]:
         return [self.measure(probe) for probe in range(self.probes)]
+
+    @cached_property
+    def earlier(self) -> tuple[list[Measure], list[Measure]]:
+        """The measures as they were after half, and after three quarters of the steps; exact ones stay."""
+        half, later = (
+            [
+                self.measure(i, None if probe.exhausted else math.ceil(share * len(probe.diagonal)))
+                for i, probe in enumerate(self.bulk)
+            ]
+            for share in (0.5, 0.75)
+        )
+        return half, later
 
     @property
     def zero(self) -> float:
