@@ -624,12 +624,28 @@ def test_everything_deflated_needs_no_product() -> None:
     assert np.trapezoid(density.values, density.grid) == pytest.approx(1, abs=1e-3)
 
 
+def test_distance_of_deflated_measures_is_that_of_the_whole() -> None:
+    matrix = with_spectrum(SPECTRA["network"])
+    options = {"probes": 3, "deflate": pairs_of(matrix, slice(-9, None))}
+    found, before = (
+        ls.spectral_density(ls.as_operator(matrix), steps=steps, **options) for steps in (20, 15)
+    )
+    apart = [
+        wasserstein_distance(n1, n2, w1, w2)
+        for (n1, w1, _), (n2, w2, _) in zip(found.ritz, before.ritz, strict=True)
+    ]
+    size = np.mean([weights @ abs(nodes) for nodes, weights, _ in found.ritz])
+    assert found.distance == pytest.approx(np.mean(apart) / size, rel=1e-9)
+
+
 def test_only_converged_pairs_of_the_same_size_are_deflated() -> None:
     matrix = with_spectrum(SPECTRA["network"])
     A = ls.as_operator(matrix)
     pairs = pairs_of(matrix, slice(-3, None))
     pairs.converged[1] = False
-    density = ls.spectral_density(A, probes=2, steps=8, deflate=pairs)
+    density = ls.spectral_density(A, probes=2, steps=60, deflate=pairs)
     assert np.allclose(density.deflated.nodes, pairs.values[[0, 2]])
+    for nodes, *_ in density.ritz:
+        assert np.abs(nodes - pairs.values[1].item()).min() <= 1e-9  # left to the quadrature
     with pytest.raises(ls.InputError, match="length 130, but the operator is of order 4"):
         ls.spectral_density(ls.as_operator(torch.eye(4)), deflate=pairs)
