@@ -297,6 +297,23 @@ def test_spectrum_of_a_problem_matches_dense_float64() -> None:
     assert result.provenance["dtype"] == "float32"
 
 
+def test_functionals_of_a_problem_in_float32_match_dense_float64() -> None:
+    result, values = of_problem(), np.linalg.eigvalsh(small_net_hessian().numpy())
+    sums = result.functionals
+    assert sums is not None
+    size, positive = np.abs(values), np.maximum(values, 0)
+    share = size / size.sum()
+    for found, true in (
+        (sums.effective_dimension, (positive / (positive + sums.damping)).sum()),
+        (sums.stable_rank, (values**2).sum() / size.max() ** 2),
+        (sums.spectral_entropy, -(share * np.log(share)).sum()),
+        (sums.negative_energy, size[values < 0].sum() / size.sum()),
+        (sums.moments[1], (values**2).mean()),
+    ):
+        assert abs(found.value - true) <= 4 * found.standard_error + found.quadrature_error
+        assert 0 < found.standard_error <= 0.2 * abs(true)
+
+
 def test_negative_mass_and_energy_match_the_prescribed_spectrum() -> None:
     spectrum = SPECTRA["indefinite"]
     result = ls.spectrum(ls.as_operator(with_spectrum(spectrum)), probes=40, steps=90)
