@@ -28,8 +28,9 @@ class Functional:
     `standard_error` is over probes, by the jackknife (NaN for one probe). `quadrature_error` is what the
     finite number of Lanczos steps may do: how far the number moved since half, and since three quarters
     of the steps, whichever is more, averaged over probes. That is an estimate and no bound (but for
-    `negative_mass`): it says nothing about what fewer than ten steps have not yet seen. From `lower` to `upper` reaches the interval of
-    Student's t over probes, widened on both sides by the quadrature error.
+    `negative_mass`): it says nothing about what fewer than ten steps have not yet seen. From `lower` to
+    `upper` reaches the interval of Student's t over probes, widened on both sides by the quadrature
+    error.
     """
 
     value: float
@@ -47,11 +48,12 @@ class Functionals:
     `effective_dimension` Σ λ₊/(λ₊ + α), λ₊ = max(λ, 0); `negative_mass` the share of eigenvalues below
     −`zero`, and `negative_energy` their share of Σ|λ|; `stable_rank` Σ λ² / max λ²; `spectral_entropy`
     −Σ p log p with p = |λ|/Σ|λ|; `moments` Tr Aᵖ/P for p = 1 … 4. `zero` is what cannot be told from zero
-    in the precision of A.
+    in the precision of A, `confidence` that of the intervals.
     """
 
     damping: float
     zero: float
+    confidence: float
     log_determinant: Functional | None
     effective_dimension: Functional
     negative_mass: Functional
@@ -101,6 +103,7 @@ def functionals(
     return Functionals(
         damping=damping,
         zero=density.zero,
+        confidence=confidence,
         log_determinant=determinant,
         effective_dimension=effective_dimension(density, damping=damping, confidence=confidence),
         negative_mass=negative_mass(density, confidence=confidence),
@@ -139,8 +142,8 @@ def effective_dimension(
     """Σ λ/(λ + α), the number of directions that the data determine, α = `damping`.
 
     MacKay 1992, doi:10.1162/neco.1992.4.3.415; Maddox, Benton & Wilson 2020, arXiv:2003.02139. Negative
-    eigenvalues count as zeros: λ/(λ + α) has a pole at −α, and the data do not determine what they are
-    not stiff in.
+    eigenvalues count as zeros: λ/(λ + α) has a pole at −α, and no minimum is there for the data to
+    determine.
 
     Raises:
         InputError: the damping is not positive.
