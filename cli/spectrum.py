@@ -183,7 +183,7 @@ def _show(screen: "Console", result: "Spectrum", model: Path, written: list[Path
     from rich.markup import escape
     from rich.table import Table
 
-    from landscape.numerals import duration, memory, number, with_error
+    from landscape.numerals import count, duration, memory, number, with_error
 
     about = result.provenance["problem"]
     screen.print(f"[bold]{result.operator}[/bold] of {escape(str(model))}")
@@ -213,6 +213,26 @@ def _show(screen: "Console", result: "Spectrum", model: Path, written: list[Path
         f"{with_error(100 * energy.value, 100 * energy.standard_error)} % of Σ|λ|",
         f"{number(100 * mass.lower)} to {number(100 * mass.upper)} % of the eigenvalues",
     )
+    if result.functionals is not None and result.criteria is not None:
+        sums, criteria = result.functionals, result.criteria
+        for name, found, meaning in (
+            (
+                "dimension",
+                sums.effective_dimension,
+                f"effective: Σ λ/(λ+α), α = {number(sums.damping, 3)}",
+            ),
+            ("stable rank", sums.stable_rank, "‖A‖²_F / ‖A‖²"),
+        ):
+            error = found.standard_error + found.quadrature_error
+            table.add_row(name, with_error(found.value, error), meaning)
+        # K_H is a number of the run as much as of the matrix.
+        basis = ", a basis" if criteria.reorthogonalize else ""
+        table.add_row(
+            f"r_e, K_H{criteria.n:g}",
+            f"{number(criteria.r_e, 3)}, {number(criteria.K_Hn, 3)}",
+            f"at {count(criteria.probes, 'probe')} × {count(criteria.steps, 'step')}, "
+            f"{criteria.deflated} deflated{basis}",
+        )
     cost = result.cost
     gradients = (
         ""

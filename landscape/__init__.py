@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from landscape.errors import InputError as InputError
     from landscape.errors import LandscapeError as LandscapeError
     from landscape.errors import UntrustedResult as UntrustedResult
+    from landscape.estimators.criteria import criteria as criteria
+    from landscape.estimators.functionals import effective_dimension as effective_dimension
+    from landscape.estimators.functionals import functionals as functionals
+    from landscape.estimators.functionals import log_determinant as log_determinant
     from landscape.estimators.hutchinson import diagonal as diagonal
     from landscape.estimators.hutchinson import trace as trace
     from landscape.estimators.lanczos import eigenpairs as eigenpairs
@@ -44,6 +48,10 @@ _HOMES = {
     "InputError": "errors",
     "LandscapeError": "errors",
     "UntrustedResult": "errors",
+    "criteria": "estimators.criteria",
+    "effective_dimension": "estimators.functionals",
+    "functionals": "estimators.functionals",
+    "log_determinant": "estimators.functionals",
     "diagonal": "estimators.hutchinson",
     "trace": "estimators.hutchinson",
     "eigenpairs": "estimators.lanczos",
@@ -77,10 +85,14 @@ __all__ = [
     "UntrustedResult",
     "as_operator",
     "bench",
+    "criteria",
     "diagonal",
+    "effective_dimension",
     "eigenpairs",
+    "functionals",
     "layers",
     "load_problem",
+    "log_determinant",
     "save_problem",
     "spectral_density",
     "spectrum",

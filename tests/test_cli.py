@@ -23,6 +23,8 @@ def test_spectrum_prints_a_table_and_writes_a_figure_beside_the_model(
     assert (done.returncode, done.stderr) == (0, "")
     for word in ("λ1", "λ5", "λ min", "trace", "negative", "products", "gradient norm", " ± "):
         assert word in done.stdout
+    for word in ("dimension", "stable rank", "r_e, K_H0.5", "3 probes × 8 steps, 6 deflated"):
+        assert word in done.stdout
     figure = tiny_archive.with_name("model.spectrum.pdf")
     assert figure.read_bytes().startswith(b"%PDF")
 

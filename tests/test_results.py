@@ -13,6 +13,7 @@ import torch
 from spectra import SPECTRA, small_net, small_net_hessian, with_spectrum
 
 import landscape as ls
+from landscape.estimators.lanczos import extreme_eigenpairs
 from landscape.results import Cost, atomic, jsonable, to_json
 
 # --- JSON ----------------------------------------------------------------------------------------
@@ -135,6 +136,8 @@ KEYS = {
     "zero",
     "density",
     "ritz",
+    "functionals",
+    "criteria",
     "failures",
     "cost",
     "provenance",
@@ -206,12 +209,58 @@ def test_save_and_load_give_the_same_spectrum(result: ls.Spectrum, tmp_path: Pat
     assert to_json(loaded.to_dict()) == to_json(result.to_dict())
     assert loaded.eigenvalues == result.eigenvalues
     assert loaded.cost == result.cost
+    assert loaded.functionals == result.functionals
+    assert loaded.criteria == result.criteria
     assert np.array_equal(loaded.density.values, result.density.values)
     for found, kept in zip(loaded.ritz, result.ritz, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(found, kept, strict=True))
     assert loaded.eigenvectors is None
     assert result.eigenvectors is not None
     assert result.eigenvectors.shape == (result.parameters, 5)
+
+
+def test_spectra_saved_before_functionals_and_criteria_still_load(result: ls.Spectrum) -> None:
+    saved = json.loads(to_json(result.to_dict()))
+    del saved["functionals"], saved["criteria"]
+    loaded = ls.Spectrum.from_dict(saved)
+    assert loaded.functionals is None and loaded.criteria is None
+    assert loaded.trace == result.trace
+    assert json.loads(to_json(loaded.to_dict()))["criteria"] is None
+
+
+def test_functionals_and_criteria_come_from_the_measures_of_the_spectrum() -> None:
+    result, spectrum = of_matrix(), SPECTRA["network"]
+    sums, criteria = result.functionals, result.criteria
+    assert sums is not None and criteria is not None
+    assert sums.damping == pytest.approx(0.01 * 20)
+    positive = np.maximum(spectrum, 0)
+    found, true = sums.effective_dimension, (positive / (positive + sums.damping)).sum()
+    # Four probes: a t-interval of 95 %, wide.
+    assert found.lower <= true <= found.upper
+    assert sums.stable_rank.lower <= (spectrum**2).sum() / 400 <= sums.stable_rank.upper
+    assert sums.negative_mass == criteria.negative_mass
+    assert result.negative_mass.lower == sums.negative_mass.lower
+    assert result.negative_energy.value == sums.negative_energy.value
+    # The ends of the spectrum are those of the eigenpairs.
+    assert criteria.r_e == pytest.approx(abs(spectrum.min() / spectrum.max()), abs=1e-4)
+    pinned = (criteria.steps, criteria.probes, criteria.reorthogonalize, criteria.deflated)
+    assert pinned == (30, 4, False, 6)
+    # They cost no product.
+    A = ls.as_operator(with_spectrum(spectrum))
+    pairs = extreme_eigenpairs(A, [("largest", 5), ("smallest", 1)])
+    assert result.cost.products == pairs.cost.products + 4 * 30
+
+
+def test_eigenpairs_are_deflated_so_that_the_trace_is_that_of_the_bulk() -> None:
+    result = ls.spectrum(ls.as_operator(with_spectrum(SPECTRA["network"])), top=9, steps=30)
+    for pair in [*result.eigenvalues, result.smallest_eigenvalue]:
+        for nodes, weights, _ in result.ritz:
+            near = abs(nodes - pair.value) <= 1e-9
+            assert weights[near].item() == pytest.approx(1 / 130)
+    plain = ls.trace(ls.as_operator(with_spectrum(SPECTRA["network"])), probes=10)
+    assert result.trace.standard_error <= 0.1 * plain.standard_error
+    truth = SPECTRA["network"].sum()
+    assert abs(result.trace.value - truth) <= 4 * result.trace.standard_error
 
 
 def test_spectrum_of_a_matrix_matches_its_eigenvalues() -> None:
@@ -246,6 +295,23 @@ def test_spectrum_of_a_problem_matches_dense_float64() -> None:
     assert result.cost.gradient_equivalents > 0
     assert result.provenance["command"] == "landscape spectrum model.pt"
     assert result.provenance["dtype"] == "float32"
+
+
+def test_functionals_of_a_problem_in_float32_match_dense_float64() -> None:
+    result, values = of_problem(), np.linalg.eigvalsh(small_net_hessian().numpy())
+    sums = result.functionals
+    assert sums is not None
+    size, positive = np.abs(values), np.maximum(values, 0)
+    share = size / size.sum()
+    for found, true in (
+        (sums.effective_dimension, (positive / (positive + sums.damping)).sum()),
+        (sums.stable_rank, (values**2).sum() / size.max() ** 2),
+        (sums.spectral_entropy, -(share * np.log(share)).sum()),
+        (sums.negative_energy, size[values < 0].sum() / size.sum()),
+        (sums.moments[1], (values**2).mean()),
+    ):
+        assert abs(found.value - true) <= 4 * found.standard_error + found.quadrature_error
+        assert 0 < found.standard_error <= 0.2 * abs(true)
 
 
 def test_negative_mass_and_energy_match_the_prescribed_spectrum() -> None:

@@ -1,6 +1,7 @@
 """Stochastic Lanczos quadrature: each probe's measure, their mean, and its standard error."""
 
 import gc
+import itertools
 import math
 from collections.abc import Callable
 
@@ -12,9 +13,11 @@ from spectra import SPECTRA, small_net, small_net_hessian, with_spectrum
 from torch import Tensor
 
 import landscape as ls
+from landscape.estimators.lanczos import Eigenpairs
 from landscape.estimators.probes import generator, rademacher
 from landscape.estimators.slq import SpectralDensity
 from landscape.estimators.smoothing import mass_below, smooth
+from landscape.results import Cost
 
 DTYPES = (torch.float64, torch.float32)
 ROUNDING = {torch.float64: 1e-13, torch.float32: 2e-6}  # of a product, relative to ‖A‖
@@ -425,3 +428,224 @@ def test_a_width_that_no_grid_can_show_is_refused() -> None:
     for width in (0.0, -1.0, float("nan"), 1e-7):
         with pytest.raises(ls.InputError, match="smoothing width"):
             ls.spectral_density(A, width=width)
+
+
+# --- automatic steps -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reorthogonalize", [False, True])
+@pytest.mark.parametrize("name", ["indefinite", "network", "gap 1e-3"])
+def test_automatic_steps_end_at_the_first_look_within_the_tolerance(
+    name: str, reorthogonalize: bool
+) -> None:
+    """Compared with fixed runs and SciPy's distance; more than 50 steps make a kept basis grow."""
+    spectrum = SPECTRA[name]
+    A = ls.as_operator(with_spectrum(spectrum))
+    options = {"probes": 4, "reorthogonalize": reorthogonalize}
+    for tolerance in (0.05, 0.01):
+        found = ls.spectral_density(A, steps="auto", tolerance=tolerance, **options)
+        seen = []
+        for steps in range(5, found.steps + 1, 5):
+            measures = ls.spectral_density(A, steps=steps, **options).ritz
+            if seen:
+                apart = [
+                    wasserstein_distance(n1, n2, w1, w2)
+                    for (n1, w1, _), (n2, w2, _) in zip(seen[-1][1], measures, strict=True)
+                ]
+                scale = np.mean([weights @ abs(nodes) for nodes, weights, _ in measures])
+                seen.append((np.mean(apart) / scale, measures))
+            else:
+                seen.append((math.inf, measures))
+        assert [distance <= tolerance for distance, _ in seen] == [False] * (len(seen) - 1) + [True]
+        assert found.distance == pytest.approx(seen[-1][0], rel=1e-9)
+        assert found.converged is True
+        assert found.cost.products == 4 * found.steps
+        for one, two in zip(found.ritz, seen[-1][1], strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("reorthogonalize", [False, True])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_last_distance_predicts_the_distance_to_the_exact_measure(
+    name: str, reorthogonalize: bool
+) -> None:
+    """Measured: 0.3 to 1.0 times the last distance, for spectra of every kind."""
+    spectrum = SPECTRA[name]
+    matrix = with_spectrum(spectrum)
+    values, vectors = np.linalg.eigh(matrix.numpy())
+    A = ls.as_operator(matrix)
+    starts = rademacher(A, 5, generator(0)).numpy()
+    for tolerance in (0.1, 0.02):
+        found = ls.spectral_density(
+            A, probes=5, steps="auto", tolerance=tolerance, reorthogonalize=reorthogonalize
+        )
+        assert found.converged is True
+        true = [
+            wasserstein_distance(nodes, values, weights, (vectors.T @ z) ** 2 / len(values))
+            for z, (nodes, weights, _) in zip(starts.T, found.ritz, strict=True)
+        ]
+        assert np.mean(true) / np.abs(spectrum).mean() <= 1.2 * found.distance + 1e-12
+
+
+def test_steps_that_run_out_are_said_and_exhausted_spaces_are_exact() -> None:
+    A = ls.as_operator(with_spectrum(SPECTRA["indefinite"]))
+    short = ls.spectral_density(A, steps="auto", tolerance=1e-3, max_steps=23)
+    assert (short.steps, short.converged) == (23, False)
+    assert short.distance > 1e-3
+    assert ls.spectral_density(A, steps=23).converged is None
+    assert math.isnan(ls.spectral_density(A, steps=5).distance)  # nothing to compare with
+    few = ls.as_operator(with_spectrum(SPECTRA["few distinct"]))
+    done = ls.spectral_density(few, steps="auto", tolerance=1e-9, reorthogonalize=True)
+    assert (done.steps, done.distance, done.converged) == (3, 0.0, True)
+
+
+def test_automatic_steps_do_not_depend_on_the_scale() -> None:
+    matrix = with_spectrum(SPECTRA["network"])
+    whole, scaled = (
+        ls.spectral_density(ls.as_operator(matrix * factor), steps="auto", probes=3)
+        for factor in (1.0, 2.0**-20)
+    )
+    assert (whole.steps, whole.distance) == (scaled.steps, scaled.distance)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1.0, math.nan])
+def test_tolerance_that_is_not_positive_is_refused(tolerance: float) -> None:
+    with pytest.raises(ls.InputError, match="must be positive, for example 0.02"):
+        ls.spectral_density(ls.as_operator(torch.eye(3)), steps="auto", tolerance=tolerance)
+
+
+# --- deflated eigenpairs -------------------------------------------------------------------------
+
+
+def pairs_of(matrix: Tensor, which: slice, *, turned: float = 0.0) -> Eigenpairs:
+    """Eigenpairs by a dense method, all said to have converged; `turned` mixes in other eigenvectors."""
+    vectors = torch.linalg.eigh(matrix).eigenvectors
+    if turned:
+        skew = torch.from_numpy(np.random.default_rng(1).standard_normal(matrix.shape))
+        vectors = vectors @ torch.linalg.matrix_exp(turned * (skew - skew.T))
+    vectors = vectors[:, which]
+    values = (vectors * (matrix @ vectors)).sum(0)
+    residuals = (matrix @ vectors - vectors * values).norm(dim=0)
+    converged = torch.ones(len(values), dtype=torch.bool)
+    cost = Cost(0, None, 0.0, 0)
+    return Eigenpairs(values, vectors, residuals, converged, True, 1.0, 0, (), cost)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_deflated_eigenvalues_are_atoms_and_leave_no_ghosts(dtype: torch.dtype) -> None:
+    """100 steps without reorthogonalisation make several copies of each outlier that is not deflated."""
+    spectrum = SPECTRA["gapped"]
+    A = ls.as_operator(with_spectrum(spectrum), dtype=dtype)
+    pairs = ls.eigenpairs(A, 6, which="magnitude", tolerance=1e-5)
+    density = ls.spectral_density(A, probes=3, steps=100, deflate=pairs)
+    for nodes, weights, _ in density.ritz:
+        assert weights.sum() == pytest.approx(1, abs=1e-12)
+        for outlier in spectrum[:6]:
+            near = abs(nodes - outlier) <= 1e-3
+            assert near.sum() == 1
+            assert weights[near].item() == pytest.approx(1 / 120)
+        rest = nodes[abs(nodes) < 5]
+        assert rest.min() >= -1e-4 and rest.max() <= 1 + 1e-4
+        assert len(rest) >= 50
+    assert density.cost.products == 300
+    assert np.allclose(
+        density.first_moments, [120 * (m.weights @ m.nodes) for m in density.ritz], rtol=1e-5
+    )
+
+
+def test_deflated_probes_are_unbiased_and_projected_signs_would_not_be() -> None:
+    """All 2⁴ sign vectors: normalised after the projection they are biased, otherwise noisy."""
+    matrix = with_spectrum([3.0, 4.0, -3.0, 0.5], seed=1)
+    values, vectors = torch.linalg.eigh(matrix)
+    pairs = pairs_of(matrix, slice(2, 4))
+    probes = 4000
+    density = ls.spectral_density(
+        ls.as_operator(matrix), probes=probes, steps=3, deflate=pairs, reorthogonalize=True
+    )
+    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4)), dtype=torch.float64)
+    projected = (signs @ vectors[:, :2]) ** 2  # squared components in the complement
+    lengths = projected.sum(1)
+    functions = [lambda x, p=p: x**p for p in (1, 2, 3, 4)] + [lambda x: np.log(x + 3.5)]
+    biased = 0
+    for f in functions:
+        true = float(f(values.numpy()).sum())
+        samples = np.array([4 * (m.weights @ f(m.nodes)) for m in density.ritz])
+        error = samples.std(ddof=1) / math.sqrt(probes)
+        assert abs(samples.mean() - true) <= 4 * error
+        bulk, atoms = torch.from_numpy(f(values[:2].numpy())), float(f(values[2:].numpy()).sum())
+        raw = projected @ bulk + atoms
+        assert raw.mean().item() == pytest.approx(true, abs=1e-12)
+        normalised = 2 * (projected @ bulk) / lengths + atoms
+        biased += abs(normalised.mean().item() - true) > 8 * error
+    assert biased == len(functions)
+    assert lengths.std() > 0.3  # so even the trace of the identity would have an error
+
+
+def test_variance_of_deflated_samples_is_that_of_the_sphere() -> None:
+    """Var = 2/(n + 2) · (n‖B‖² − tr(B)²) for uniform directions in n dimensions, times n²/n²."""
+    spectrum = np.sort(SPECTRA["network"])
+    matrix = with_spectrum(spectrum)
+    density = ls.spectral_density(
+        ls.as_operator(matrix), probes=3000, steps=1, deflate=pairs_of(matrix, slice(-9, None))
+    )
+    bulk, n = spectrum[:-9], len(spectrum) - 9
+    expected = 2 / (n + 2) * (n * (bulk**2).sum() - bulk.sum() ** 2)
+    # The variance of 3000 samples scatters by √(2/3000) = 2.6 %, more for tails heavier than normal.
+    assert density.first_moments.var(ddof=1) == pytest.approx(expected, rel=0.15)
+    plain = ls.spectral_density(ls.as_operator(matrix), probes=3000, steps=1)
+    assert plain.first_moments.var(ddof=1) >= 500 * expected
+
+
+def test_inexact_pairs_change_sums_in_second_order_of_their_residuals() -> None:
+    """With a complement of one dimension nothing is random."""
+    matrix = with_spectrum([5.0, 3.0, 1.0, -2.0, 0.5, 0.2])
+    errors, residuals = [], []
+    for turned in (1e-2, 5e-3):
+        pairs = pairs_of(matrix, slice(0, 5), turned=turned)
+        density = ls.spectral_density(ls.as_operator(matrix), probes=1, deflate=pairs)
+        nodes, weights, _ = density.ritz[0]
+        values = torch.linalg.eigvalsh(matrix).numpy()
+        errors.append(abs(6 * (weights @ np.exp(nodes)) - np.exp(values).sum()))
+        residuals.append(float((pairs.residuals**2).sum()))
+        assert density.first_moments[0] == pytest.approx(values.sum(), abs=1e-12)
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+    assert errors[0] <= np.exp(5.0) * residuals[0]
+
+
+def test_everything_deflated_needs_no_product() -> None:
+    spectrum = np.array([3.0, 1.0, -2.0])
+    matrix = with_spectrum(spectrum)
+    density = ls.spectral_density(
+        ls.as_operator(matrix), probes=2, steps="auto", deflate=pairs_of(matrix, slice(0, 3))
+    )
+    assert (density.cost.products, density.steps, density.distance) == (0, 0, 0.0)
+    for nodes, weights, _ in density.ritz:
+        assert np.allclose(nodes, np.sort(spectrum)) and np.allclose(weights, 1 / 3)
+    assert np.trapezoid(density.values, density.grid) == pytest.approx(1, abs=1e-3)
+
+
+def test_distance_of_deflated_measures_is_that_of_the_whole() -> None:
+    matrix = with_spectrum(SPECTRA["network"])
+    options = {"probes": 3, "deflate": pairs_of(matrix, slice(-9, None))}
+    found, before = (
+        ls.spectral_density(ls.as_operator(matrix), steps=steps, **options) for steps in (20, 15)
+    )
+    apart = [
+        wasserstein_distance(n1, n2, w1, w2)
+        for (n1, w1, _), (n2, w2, _) in zip(found.ritz, before.ritz, strict=True)
+    ]
+    size = np.mean([weights @ abs(nodes) for nodes, weights, _ in found.ritz])
+    assert found.distance == pytest.approx(np.mean(apart) / size, rel=1e-9)
+
+
+def test_only_converged_pairs_of_the_same_size_are_deflated() -> None:
+    matrix = with_spectrum(SPECTRA["network"])
+    A = ls.as_operator(matrix)
+    pairs = pairs_of(matrix, slice(-3, None))
+    pairs.converged[1] = False
+    density = ls.spectral_density(A, probes=2, steps=60, deflate=pairs)
+    assert np.allclose(density.deflated.nodes, pairs.values[[0, 2]])
+    for nodes, *_ in density.ritz:
+        assert np.abs(nodes - pairs.values[1].item()).min() <= 1e-9  # left to the quadrature
+    with pytest.raises(ls.InputError, match="length 130, but the operator is of order 4"):
+        ls.spectral_density(ls.as_operator(torch.eye(4)), deflate=pairs)

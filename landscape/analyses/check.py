@@ -18,10 +18,11 @@ from landscape.analyses.forecast import (
     pace,
 )
 from landscape.analyses.second_opinion import SecondOpinion, second_opinion
-from landscape.analyses.spectrum import in_float64, rounding
+from landscape.analyses.spectrum import in_float64
 from landscape.errors import InputError
 from landscape.estimators.lanczos import Eigenpairs, extreme_eigenpairs, remeasure
 from landscape.handling import special_modules
+from landscape.operators.base import rounding
 from landscape.operators.hessian import Hessian
 from landscape.operators.products.plan import Execution
 from landscape.problem import Problem

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from landscape.errors import InputError
+from landscape.estimators.criteria import Criteria, criteria_of
+from landscape.estimators.functionals import Functional, Functionals, functionals
 from landscape.estimators.lanczos import (
     Eigenpairs,
     End,
@@ -19,8 +21,9 @@ from landscape.estimators.lanczos import (
     extreme_eigenpairs,
     remeasure,
 )
-from landscape.estimators.slq import Measure, spectral_density
-from landscape.estimators.smoothing import SmoothDensity, mass_below
+from landscape.estimators.quadrature import Measure
+from landscape.estimators.slq import SpectralDensity, checked_steps, spectral_density
+from landscape.estimators.smoothing import SmoothDensity
 from landscape.operators.base import CurvatureOperator, Operator
 from landscape.operators.empirical_fisher import EmpiricalFisher, GradientCovariance
 from landscape.operators.fisher import Fisher
@@ -63,7 +66,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Bounds:
-    """A number lies between these, within two standard errors over probes."""
+    """A number lies between these: 95 % intervals of Student's t over probes around its own bounds."""
 
     lower: float
     upper: float
@@ -76,8 +79,10 @@ class Spectrum:
     `eigenvalues` are the largest, largest first, and `smallest_eigenvalue` the other end.
     `negative_mass` bounds the share of eigenvalues below −`zero`, `negative_energy` is their share of
     Σ|λ|; smaller values cannot be told from zero in the working precision. `density` integrates to 1 over its
-    grid; `ritz` holds the quadrature of every probe. `eigenvectors`, of shape
-    (P, number of eigenvalues), are not saved. `failures` lists, in words, what could not be trusted.
+    grid; `ritz` holds the quadrature of every probe, in which the eigenvalues that were found are atoms of
+    mass 1/P. `functionals` and `criteria` are made from it (None in files of earlier versions).
+    `eigenvectors`, of shape (P, number of eigenvalues), are not saved. `failures` lists, in words, what
+    could not be trusted.
     """
 
     operator: str
@@ -95,6 +100,8 @@ class Spectrum:
     failures: list[str]
     cost: Cost
     provenance: dict[str, Any]
+    functionals: Functionals | None = None
+    criteria: Criteria | None = None
     eigenvectors: Tensor | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,6 +120,8 @@ class Spectrum:
             "zero": self.zero,
             "density": {**self.density._asdict(), "axis": "linear"},
             "ritz": [measure._asdict() for measure in self.ritz],
+            "functionals": None if self.functionals is None else asdict(self.functionals),
+            "criteria": None if self.criteria is None else asdict(self.criteria),
             "failures": self.failures,
             "cost": asdict(self.cost),
             "provenance": self.provenance,
@@ -151,6 +160,8 @@ class Spectrum:
                 zero=saved["zero"],
                 density=SmoothDensity(**{**density, **arrays}),
                 ritz=[Measure(**{k: np.array(v) for k, v in m.items()}) for m in saved["ritz"]],
+                functionals=_functionals(saved.get("functionals")),
+                criteria=_criteria(saved.get("criteria")),
                 failures=list(saved["failures"]),
                 cost=Cost(**saved["cost"]),
                 provenance=dict(saved["provenance"]),
@@ -193,10 +204,11 @@ def spectrum(
     command: str | None = None,
     **execution: Unpack[Execution],
 ) -> Spectrum:
-    """Eigenvalue density, leading eigenvalues and trace of a curvature matrix.
+    """Eigenvalue density, leading eigenvalues, trace and functionals of a curvature matrix.
 
-    The eigenpairs of a model in float32 are measured once more in float64, by double backward, so that
-    their residuals include all rounding.
+    The eigenpairs come first: those that have converged are deflated, so that the probes of density and
+    trace need not agree about the outliers. Those of a model in float32 are measured once more in
+    float64, by double backward, so that their residuals include all rounding.
 
     Args:
         problem: the loss, or any operator.
@@ -227,14 +239,15 @@ def spectrum(
         loss, gradient_norm = A.problem.loss(), float(A.problem.gradient().double().norm())
     ends: list[End] = [("largest", top), ("smallest", min(1, A.shape[0] - top))]
     limit = checked_limit(A, ends, tolerance, max_steps)  # before the hours of work, not after
-    A.expect(probes * min(steps, A.shape[0]) + limit)  # so that all products are made in one way
+    A.expect(
+        probes * min(checked_steps(probes, steps), A.shape[0]) + limit
+    )  # so that all products are made in one way
     exact = in_float64(A)
     meter = Meter(A)
 
     def follow(phase: Phase) -> Callable[[int, int], None] | None:
         return None if progress is None else partial(progress, phase)
 
-    density = spectral_density(A, probes=probes, steps=steps, seed=seed, progress=follow("density"))
     pairs = extreme_eigenpairs(
         A,
         ends,
@@ -243,19 +256,25 @@ def spectrum(
         seed=seed,
         progress=follow("eigenvalues"),
     )
-    cost = meter.read()
     if exact is not None:
         pairs = remeasure(pairs, exact, tolerance=tolerance)
-        cost = cost + pairs.cost
+    density = spectral_density(
+        A, probes=probes, steps=steps, deflate=pairs, seed=seed, progress=follow("density")
+    )
+    cost = meter.read()
+    if exact is not None:
+        cost = replace(cost + pairs.cost, seconds=cost.seconds)  # its time is within that of A
     found = [
         Eigenvalue(value, residual, converged)
         for value, residual, converged in zip(
             pairs.values.tolist(), pairs.residuals.tolist(), pairs.converged.tolist(), strict=True
         )
     ]
-    # Eigenvalues smaller than this are rounding.
-    zero = 10 * rounding(A) * max(abs(pair.value) for pair in found)
-    energies = [_negative_energy(measure, zero) for measure in density.ritz]
+    sums = _made_sure(functionals(density), density, pairs, found[-1].value)
+    criteria = criteria_of(density)
+    criteria = replace(
+        criteria, negative_mass=sums.negative_mass, negative_energy=sums.negative_energy
+    )
     return Spectrum(
         operator=type(A).__name__,
         parameters=A.shape[0],
@@ -264,9 +283,9 @@ def spectrum(
         eigenvalues=found[:top],
         smallest_eigenvalue=found[-1],
         trace=_mean(density.first_moments.tolist()),
-        negative_mass=_negative_mass(density.ritz, zero, pairs, found[-1].value),
-        negative_energy=_mean(energies),
-        zero=zero,
+        negative_mass=Bounds(sums.negative_mass.lower, sums.negative_mass.upper),
+        negative_energy=Measured(sums.negative_energy.value, sums.negative_energy.standard_error),
+        zero=density.zero,
         density=density.smoothed,
         ritz=density.ritz,
         failures=_failures(pairs, found, top, tolerance),
@@ -274,6 +293,8 @@ def spectrum(
         provenance=provenance(A, seed=seed, command=command)
         | {"residual_dtype": str(pairs.values.dtype).removeprefix("torch.")}
         | {"arguments": {"top": top, "probes": probes, "steps": steps, "tolerance": tolerance}},
+        functionals=sums,
+        criteria=criteria,
         eigenvectors=pairs.vectors[:, :top],
     )
 
@@ -318,30 +339,34 @@ def in_float64(A: Operator) -> Operator | None:
     return exact
 
 
-def rounding(A: Operator) -> float:
-    """The relative spacing of the coarsest numbers in a product."""
-    own = torch.finfo(A.dtype).eps
-    return own if A.plan is None else max(own, A.plan.eps)
+def _made_sure(
+    sums: Functionals, density: SpectralDensity, pairs: Eigenpairs, smallest: float
+) -> Functionals:
+    """The same, but for what the smallest eigenvalue proves: a few Lanczos steps say little near zero."""
+    if smallest < -density.zero or not (pairs.complete and bool(pairs.converged[-1])):
+        return sums
+    none = Functional(0.0, 0.0, 0.0, 0.0, 0.0)
+    return replace(sums, negative_mass=none, negative_energy=none)
 
 
-def _negative_mass(ritz: list[Measure], zero: float, pairs: Eigenpairs, smallest: float) -> Bounds:
-    """Bounds of the share of negative eigenvalues; a few Lanczos steps leave them wide near zero."""
-    if smallest >= -zero and pairs.complete and bool(pairs.converged[-1]):
-        return Bounds(0.0, 0.0)
-    lower, upper = (
-        _mean(list(side)) for side in zip(*(mass_below(m, -zero) for m in ritz), strict=True)
-    )
-    return Bounds(
-        float(np.fmax(0.0, lower.value - 2 * np.nan_to_num(lower.standard_error))),
-        float(np.fmin(1.0, upper.value + 2 * np.nan_to_num(upper.standard_error))),
-    )
+def _functionals(saved: Mapping[str, Any] | None) -> Functionals | None:
+    if saved is None:
+        return None
+    parts = {name: _functional(part) for name, part in saved.items() if isinstance(part, dict)}
+    return Functionals(**{**saved, **parts, "moments": [_functional(m) for m in saved["moments"]]})
 
 
-def _negative_energy(measure: Measure, zero: float) -> float:
-    """Share of the negative eigenvalues in Σ|λ|."""
-    energy = abs(measure.nodes) * measure.weights
-    total = float(energy.sum())
-    return float(energy[measure.nodes < -zero].sum()) / total if total else 0.0
+def _criteria(saved: Mapping[str, Any] | None) -> Criteria | None:
+    if saved is None:
+        return None
+    parts: dict[str, Any] = {name: _number(saved[name]) for name in ("r_e", "C_t", "K_Hn")}
+    for name in ("negative_mass", "negative_energy"):
+        parts[name] = _functional(saved[name])
+    return Criteria(**{**saved, **parts, "cost": Cost(**saved["cost"])})
+
+
+def _functional(saved: Mapping[str, float | None]) -> Functional:
+    return Functional(**{name: _number(value) for name, value in saved.items()})
 
 
 def _mean(samples: list[float]) -> Measured:

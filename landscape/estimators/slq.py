@@ -1,47 +1,55 @@
 """Eigenvalue density by stochastic Lanczos quadrature."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from landscape.errors import InputError
-from landscape.estimators.lanczos import CHECK_EVERY
-from landscape.estimators.probes import generator, rademacher
+from landscape.estimators.lanczos import CHECK_EVERY, Eigenpairs
+from landscape.estimators.probes import gaussian, generator, rademacher
+from landscape.estimators.quadrature import Measure, Tridiagonal, merged, wasserstein
 from landscape.estimators.smoothing import SmoothDensity, smooth
 from landscape.estimators.sums import dots, norms
-from landscape.operators.base import Operator, require_operator
+from landscape.operators.base import Operator, require_operator, rounding
 from landscape.results import Cost, Meter, Progress
 
 Array = NDArray[np.float64]
-
-
-class Measure(NamedTuple):
-    """The quadrature of one probe: Ritz values, ascending, their weights, which sum to 1, and the
-    residuals of the Ritz pairs, each of shape (m,)."""
-
-    nodes: Array
-    weights: Array
-    residuals: Array
+AUTO = 50  # steps announced for steps="auto", and those of a fixed run by default
 
 
 @dataclass(frozen=True)
 class SpectralDensity:
     """A quadrature measure for every probe, and their smoothed average.
 
-    `grid`, `values` and `standard_error`, each of shape (points,), are the density per unit of
-    eigenvalue and its standard error over probes, also found in `smoothed` with the kernel's width;
-    `ritz` holds the quadrature of every probe; `first_moments[i]` is zᵀAz of probe i, one Hutchinson
-    sample of the trace.
+    `ritz` holds the quadrature of every probe: the `deflated` eigenvalues, each of mass 1/P, and the
+    Ritz values of `bulk`, of mass (P − k)/P together. `grid`, `values` and `standard_error`, each of
+    shape (points,), are the density per unit of eigenvalue and its standard error over probes, also found
+    in `smoothed` with the kernel's width. `first_moments[i]` is P times the mean of probe i's measure,
+    one sample of the trace.
+
+    `distance` is the error of the quadrature, as far as the last steps show it: the Wasserstein-1
+    distance between the measures after `steps` and after 5 fewer, averaged over probes, as a share of the
+    mean |λ| (0 where the measures are exact); `converged` says whether it is within the tolerance of
+    automatic steps (None for a given number). `rounding` is the relative spacing of the numbers in A.
     """
 
-    ritz: list[Measure]
+    order: int
+    bulk: list[Tridiagonal]
+    deflated: Measure
     smoothed: SmoothDensity
     first_moments: Array
+    steps: int
+    reorthogonalize: bool
+    distance: float
+    converged: bool | None
+    rounding: float
     cost: Cost
 
     @property
@@ -56,12 +64,49 @@ class SpectralDensity:
     def standard_error(self) -> Array:
         return self.smoothed.standard_error
 
+    @property
+    def probes(self) -> int:
+        return len(self.bulk)
+
+    @cached_property
+    def ritz(self) -> list[Measure]:
+        return [self.measure(probe) for probe in range(self.probes)]
+
+    @cached_property
+    def earlier(self) -> tuple[list[Measure], list[Measure]]:
+        """The measures as they were after half, and after three quarters of the steps; exact ones stay."""
+        half, later = (
+            [
+                self.measure(i, None if probe.exhausted else math.ceil(share * len(probe.diagonal)))
+                for i, probe in enumerate(self.bulk)
+            ]
+            for share in (0.5, 0.75)
+        )
+        return half, later
+
+    @property
+    def zero(self) -> float:
+        """Eigenvalues smaller than this cannot be told from zero in the precision of A."""
+        return 10 * self.rounding * max(float(abs(m.nodes).max()) for m in self.ritz)
+
+    def measure(self, probe: int, steps: int | None = None) -> Measure:
+        """The quadrature of one probe after all Lanczos steps, or as it was after the first few."""
+        return merged(self.deflated, self.bulk[probe].measure(steps, self.bulk_mass))
+
+    @property
+    def bulk_mass(self) -> float:
+        """The share of eigenvalues that are not deflated."""
+        return 1 - len(self.deflated.nodes) / self.order
+
 
 def spectral_density(
     A: Operator,
     *,
     probes: int = 10,
-    steps: int = 50,
+    steps: int | Literal["auto"] = AUTO,
+    tolerance: float = 0.02,
+    max_steps: int = 500,
+    deflate: Eigenpairs | None = None,
     seed: int = 0,
     reorthogonalize: bool = False,
     width: float = 0.005,
@@ -77,10 +122,23 @@ def spectral_density(
     of steps. Copies of converged Ritz values that then appear share the weight of the original, so the
     density is right all the same (Greenbaum 1989, doi:10.1016/0024-3795(89)90285-1).
 
+    Known eigenpairs can be deflated: each is an exact atom of mass 1/P, and the probes see only the
+    orthogonal complement, of mass (P − k)/P. Probes are then uniform on the sphere of the complement,
+    Gaussian vectors projected and normalised: means stay unbiased and every probe has mass 1 exactly.
+    (Projected signs have a random length: divided by it they are biased, and without that even the trace
+    of the identity has an error.) Pairs that are not exact change functionals in second order of their
+    residuals.
+
     Args:
         A: the operator, order P.
         probes: independent random vectors; the standard error is over these.
-        steps: Lanczos steps, at most P.
+        steps: Lanczos steps, at most P; "auto" goes on until the mean Wasserstein-1 distance between
+            the measures of 5 steps is under the tolerance, as a share of the mean |λ|. That scale is
+            the distance of the spectrum from zero: sums of functions of slope at most 1 then stand
+            still within tolerance · Σ|λ|, and a few outliers cannot hide an unresolved bulk, as they
+            would if the range were the scale.
+        tolerance, max_steps: of automatic steps.
+        deflate: eigenpairs of A from `eigenpairs`; those that have converged are deflated.
         seed: of the probes.
         reorthogonalize: keep the basis, steps × P numbers per probe, and orthogonalise against it twice.
         width: of the Gaussians that smooth the density, as a share of the range of the spectrum, see
@@ -92,68 +150,177 @@ def spectral_density(
         which does not include the bias of smoothing and of a finite number of steps.
 
     Raises:
-        InputError: fewer than one probe or step.
+        InputError: fewer than one probe or step, a tolerance that is not positive, or eigenpairs of
+            another size.
 
     Example:
         >>> import torch, landscape as ls
         >>> A = ls.as_operator(torch.diag(torch.tensor([1.0, 1.0, 5.0])))
         >>> ls.spectral_density(A, probes=1).ritz[0].nodes.round(6)
         array([1., 5.])
+        >>> density = ls.spectral_density(A, probes=1, deflate=ls.eigenpairs(A, 1))
+        >>> density.ritz[0].weights.round(6)
+        array([0.666667, 0.333333])
     """
     require_operator(A)
-    if probes < 1 or steps < 1:
-        raise InputError(f"probes={probes} and steps={steps} must both be at least 1")
+    longest = checked_steps(probes, max_steps if steps == "auto" else steps)
+    if not tolerance > 0:
+        raise InputError(f"tolerance is {tolerance}: it must be positive, for example 0.02")
     meter = Meter(A)
-    steps = min(steps, A.shape[0])
-    A.expect(probes * steps)
-    start = rademacher(A, probes, generator(seed))
-    diagonals, couplings, lengths = _recurrence(A, start, steps, reorthogonalize, progress)
-    measures = [
-        _quadrature(alpha[:length], beta[:length])
-        for alpha, beta, length in zip(diagonals, couplings, lengths, strict=True)
-    ]
-    moments = diagonals[:, 0] * A.shape[0]
-    return SpectralDensity(measures, smooth(measures, width=width), moments, meter.read())
+    known, deflated = _known(A, deflate)
+    size, k = A.shape[0], len(deflated.nodes)
+    longest = min(longest, size - k)
+    A.expect(probes * (min(longest, AUTO) if steps == "auto" else longest))
+    share = 1 - k / size
+    centre = float(deflated.weights @ abs(deflated.nodes))
+
+    def enough(bulk: list[Tridiagonal]) -> bool:
+        return _distance(bulk, share, centre) <= tolerance
+
+    empty = Tridiagonal(np.empty(0), np.empty(0))
+    bulk = [empty] * probes
+    if longest:
+        bulk = _recurrence(
+            A,
+            _start(A, known, probes, seed),
+            longest,
+            reorthogonalize,
+            progress,
+            known=known,
+            scale=float(abs(deflated.nodes).max(initial=0)),
+            enough=enough if steps == "auto" else None,
+        )
+    measures = [merged(deflated, probe.measure(mass=share)) for probe in bulk]
+    distance = _distance(bulk, share, centre)
+    return SpectralDensity(
+        order=size,
+        bulk=bulk,
+        deflated=deflated,
+        smoothed=smooth(measures, width=width),
+        first_moments=np.array(
+            [probe.diagonal[:1].sum() * (size - k) + deflated.nodes.sum() for probe in bulk]
+        ),
+        steps=max(len(probe.diagonal) for probe in bulk),
+        reorthogonalize=reorthogonalize,
+        distance=distance,
+        converged=distance <= tolerance if steps == "auto" else None,
+        rounding=rounding(A),
+        cost=meter.read(),
+    )
 
 
-def _quadrature(alpha: Array, beta: Array) -> Measure:
-    """Gauss quadrature of the tridiagonal matrix (alpha, beta); the last beta is the residual's."""
-    nodes, vectors = eigh_tridiagonal(alpha, beta[:-1])
-    return Measure(nodes.astype(float), vectors[0].astype(float) ** 2, beta[-1] * abs(vectors[-1]))
+def checked_steps(probes: int, steps: int) -> int:
+    """The number of steps.
+
+    Raises:
+        InputError: probes and steps are not both whole numbers of at least 1.
+    """
+    if not isinstance(steps, (int, np.integer)) or probes < 1 or steps < 1:
+        raise InputError(
+            f"probes={probes} and steps={steps!r} must both be at least 1 (steps: or 'auto')"
+        )
+    return steps
+
+
+def _distance(bulk: list[Tridiagonal], mass: float, centre: float) -> float:
+    """Mean distance between the measures now and 5 steps ago, as a share of the mean |λ|.
+
+    The atoms of deflated eigenvalues are the same in both; `centre` is what they add to the mean |λ|.
+    """
+    moved, size = [], []
+    for probe in bulk:
+        now, steps = probe.measure(mass=mass), len(probe.diagonal)
+        size.append(centre + float(now.weights @ abs(now.nodes)))
+        if probe.exhausted:
+            moved.append(0.0)
+        elif steps <= CHECK_EVERY:
+            return float("nan")  # nothing to compare with
+        else:
+            moved.append(wasserstein(now, probe.measure(steps - CHECK_EVERY, mass)))
+    return float(np.sum(moved) / np.sum(size)) if np.sum(moved) else 0.0
+
+
+def _known(A: Operator, pairs: Eigenpairs | None) -> tuple[Tensor, Measure]:
+    """The converged eigenvectors (P, k) in the type of A, and their atoms."""
+    size = A.shape[0]
+    if pairs is None:
+        return torch.empty(size, 0, dtype=A.dtype, device=A.device), Measure(*np.empty((3, 0)))
+    if pairs.vectors.shape[0] != size:
+        raise InputError(
+            f"the eigenvectors to deflate have length {pairs.vectors.shape[0]:,}, but the operator is "
+            f"of order {size:,}: pass eigenpairs of the same operator"
+        )
+    kept = pairs.converged.to(pairs.vectors.device)
+    values, residuals = (
+        part[pairs.converged].double().cpu().numpy() for part in (pairs.values, pairs.residuals)
+    )
+    order = np.argsort(values, kind="stable")
+    atoms = Measure(values[order], np.full(len(values), 1 / size), residuals[order])
+    return pairs.vectors[:, kept].to(A.device, A.dtype), atoms
+
+
+def _start(A: Operator, known: Tensor, probes: int, seed: int) -> Tensor:
+    """Starting vectors (P, probes): signs, or uniform on the sphere of what is left of known vectors."""
+    source = generator(seed)
+    if not known.shape[1]:
+        return rademacher(A, probes, source)
+    start = torch.empty(A.shape[0], probes, dtype=A.dtype, device=A.device)
+    for column in range(probes):  # one by one, since they are drawn in float64
+        start[:, column] = gaussian(A, 1, source)[:, 0]
+    for _ in range(2):  # what rounding leaves of the known would grow
+        start -= known @ (known.T @ start)
+    return start
 
 
 def _recurrence(
-    A: Operator, start: Tensor, steps: int, reorthogonalize: bool, progress: Progress | None
-) -> tuple[Array, Array, list[int]]:
-    """Lanczos on every column of `start`: diagonals (K, m), couplings (K, m), lengths (K,).
+    A: Operator,
+    start: Tensor,
+    steps: int,
+    reorthogonalize: bool,
+    progress: Progress | None,
+    *,
+    known: Tensor,
+    scale: float,
+    enough: Callable[[list[Tridiagonal]], bool] | None,
+) -> list[Tridiagonal]:
+    """Lanczos on every column of `start`, orthogonal to the known vectors.
 
-    A column whose residual vanishes has found its invariant subspace: it stops there, at its length.
+    A column whose residual vanishes, in proportion to the largest number seen or to `scale`, has found
+    its invariant subspace: it stops there, at its length. `enough` may end all after every 5 steps.
     """
     size, probes = start.shape
     tiny = 10 * torch.finfo(A.dtype).eps
     q = start / norms(start).to(start)
     previous, beta = torch.zeros_like(q), torch.zeros_like(q[0])
-    scale = torch.zeros_like(beta)
+    largest = torch.full_like(beta, scale)
     alive = torch.ones_like(beta, dtype=torch.bool)
     lengths = torch.zeros_like(beta, dtype=torch.int64)
-    basis = q.new_empty(probes, steps if reorthogonalize else 0, size)
-    diagonals, couplings = [], []
+    first = 0 if not reorthogonalize else steps if enough is None else min(steps, AUTO)
+    basis = q.new_empty(probes, first, size)
+    diagonals: list[Tensor] = []
+    couplings: list[Tensor] = []
     for step in range(steps):
         lengths += alive
         if reorthogonalize:
+            if step == basis.shape[1]:
+                longer = basis.new_empty(probes, min(steps, 2 * step), size)
+                longer[:, :step] = basis
+                basis = longer
             basis[:, step] = q.T
         w = A.product(q)
+        if known.shape[1]:
+            w -= known @ (known.T @ w)
         w.addcmul_(previous, beta, value=-1)
         alpha = dots(q, w).to(q)
         w.addcmul_(q, alpha, value=-1)
         if reorthogonalize:
-            known = basis[:, : step + 1]
+            earlier = basis[:, : step + 1]
             for _ in range(2):
-                overlaps = torch.einsum("kmp,pk->km", known, w)
-                w -= torch.einsum("kmp,km->pk", known, overlaps)
+                overlaps = torch.einsum("kmp,pk->km", earlier, w)
+                w -= torch.einsum("kmp,km->pk", earlier, overlaps)
         beta = norms(w).to(q)
-        scale = torch.maximum(scale, alpha.abs() + beta)
-        alive = alive & (beta > tiny * scale)  # relative to A's own size, never to 1
+        largest = torch.maximum(largest, alpha.abs() + beta)
+        alive = alive & (beta > tiny * largest)  # relative to A's own size, never to 1
         beta = torch.where(alive, beta, 0)
         diagonals.append(alpha)
         couplings.append(beta)
@@ -163,10 +330,24 @@ def _recurrence(
             A.require_finite(alpha)
             if not bool(alive.any()):
                 break
+            if (
+                enough is not None
+                and step >= CHECK_EVERY  # the first five steps have nothing to be compared with
+                and enough(_tridiagonals(diagonals, couplings, lengths))
+            ):
+                break
         previous, q = q, w.div_(torch.where(alive, beta, torch.inf))
     A.require_finite(alpha)
-    return (
-        torch.stack(diagonals, dim=1).double().cpu().numpy(),
-        torch.stack(couplings, dim=1).double().cpu().numpy(),
-        lengths.tolist(),
+    return _tridiagonals(diagonals, couplings, lengths)
+
+
+def _tridiagonals(
+    diagonals: list[Tensor], couplings: list[Tensor], lengths: Tensor
+) -> list[Tridiagonal]:
+    alphas, betas = (
+        torch.stack(part, dim=1).double().cpu().numpy() for part in (diagonals, couplings)
     )
+    return [
+        Tridiagonal(alpha[:length], beta[:length])
+        for alpha, beta, length in zip(alphas, betas, lengths.tolist(), strict=True)
+    ]

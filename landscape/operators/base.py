@@ -199,6 +199,12 @@ def require_operator(thing: Any) -> None:
         )
 
 
+def rounding(A: Operator) -> float:
+    """The relative spacing of the coarsest numbers in a product."""
+    own = torch.finfo(A.dtype).eps
+    return own if A.plan is None else max(own, A.plan.eps)
+
+
 class Combination(Operator):
     """A weighted sum of operators of one size, dtype and device."""
 

@@ -100,7 +100,9 @@ def collect(result: Mapping[str, Any], axis: Axis) -> Picture:
 
     listed = [*result["eigenvalues"], result["smallest_eigenvalue"]]
     pairs = [pair for pair in listed if pair is not None and pair["value"] is not None]
-    probes, steps = len(measures), max(len(measure[0]) for measure in measures)
+    probes, run = len(measures), result.get("criteria") or {}
+    # Measures also hold the eigenvalues that were found.
+    steps = run.get("steps", max(len(measure[0]) for measure in measures))
     size = count(result["parameters"], "parameter")
     work = f"{count(probes, 'probe')} × {count(steps, 'step')}"
     trace = with_error(result["trace"]["value"], result["trace"]["standard_error"])
