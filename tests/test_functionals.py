@@ -59,9 +59,9 @@ def pairs_of(matrix: Tensor, order: Tensor) -> Eigenpairs:
     values, vectors = values[order], vectors[:, order]
     residuals = (matrix @ vectors - vectors * values).norm(dim=0)
     converged = torch.ones(len(values), dtype=torch.bool)
-    return Eigenpairs(
-        values, vectors, residuals, converged, True, 1.0, 0, (), Cost(0, None, 0.0, 0)
-    )
+    gaps = torch.full_like(values, torch.inf)
+    cost = Cost(0, None, 0.0, 0)
+    return Eigenpairs(values, vectors, residuals, converged, gaps, True, 0.0, 1.0, 0, (), cost)
 
 
 def largest(matrix: Tensor, k: int) -> Eigenpairs:

@@ -528,7 +528,8 @@ def pairs_of(matrix: Tensor, which: slice, *, turned: float = 0.0) -> Eigenpairs
     residuals = (matrix @ vectors - vectors * values).norm(dim=0)
     converged = torch.ones(len(values), dtype=torch.bool)
     cost = Cost(0, None, 0.0, 0)
-    return Eigenpairs(values, vectors, residuals, converged, True, 1.0, 0, (), cost)
+    gaps = torch.full_like(values, torch.inf)
+    return Eigenpairs(values, vectors, residuals, converged, gaps, True, 0.0, 1.0, 0, (), cost)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -256,27 +256,36 @@ def _starting(A: Operator, start: Tensor, width: int) -> Tensor:
     return block if block.shape[1] == width else block.sum(1, keepdim=True)
 
 
-def remeasure(pairs: Eigenpairs, A: Operator, *, tolerance: float = 1e-4) -> Eigenpairs:
+def remeasure(
+    pairs: Eigenpairs, A: Operator, *, tolerance: float = 1e-4, stage: Stage | None = None
+) -> Eigenpairs:
     """The same vectors measured with another operator: Rayleigh quotients and residuals by k products.
 
     Measured in float64, the pairs of a float32 operator get residuals that include the rounding of all
     the float32 arithmetic before, and values whose error is of second order in them.
     """
-    meter = Meter(A)
+    stage = stage or Stage()
+    meter = stage.meter(A)
     vectors = pairs.vectors.to(A.dtype)
     vectors = vectors / norms(vectors).to(vectors)
-    values, residuals = [], []
-    for part in vectors.split(4, dim=1):  # a few at once: they lie in memory beside their products
+    numbers = torch.empty(2, 0, dtype=A.dtype, device=A.device)  # values and residuals
+    if stage.state is not None:
+        numbers = stage.state["numbers"].to(numbers)
+    # A few at once: they lie in memory beside their products.
+    for part in vectors[:, numbers.shape[1] :].split(4, dim=1):
         products = A @ part
         # Divided by the squared length once more: in float32 that is 1 only to seven digits.
-        values.append((dots(part, products) / dots(part, part)).to(vectors))
-        residuals.append(norms(products.sub_(part * values[-1])).to(vectors))
+        values = (dots(part, products) / dots(part, part)).to(vectors)
+        residuals = norms(products.sub_(part * values)).to(vectors)
+        numbers = torch.cat([numbers, torch.stack([values, residuals])], dim=1)
+        done = numbers.shape[1] == vectors.shape[1]
+        stage.offer(meter, lambda found=numbers: {"numbers": found}, done=done)  # type: ignore[misc]
     found = replace(
         pairs,
-        values=torch.cat(values),
+        values=numbers[0],
         vectors=vectors,
-        residuals=torch.cat(residuals),
-        converged=torch.cat(residuals) <= tolerance * pairs.norm,
+        residuals=numbers[1],
+        converged=numbers[1] <= tolerance * pairs.norm,
         gaps=pairs.gaps.to(vectors),
         cost=meter.read(),
     )

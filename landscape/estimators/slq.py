@@ -1,7 +1,6 @@
 """Eigenvalue density by stochastic Lanczos quadrature."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -11,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from landscape.batches import digest
+from landscape.checkpoint import Resume, State, stage_of
 from landscape.errors import InputError
 from landscape.estimators.lanczos import CHECK_EVERY, Eigenpairs
 from landscape.estimators.probes import gaussian, generator, rademacher
@@ -18,7 +19,7 @@ from landscape.estimators.quadrature import Measure, Tridiagonal, merged, wasser
 from landscape.estimators.smoothing import SmoothDensity, smooth
 from landscape.estimators.sums import dots, norms
 from landscape.operators.base import Operator, require_operator, rounding
-from landscape.results import Cost, Meter, Progress
+from landscape.results import Cost, Progress
 
 Array = NDArray[np.float64]
 AUTO = 50  # steps announced for steps="auto", and those of a fixed run by default
@@ -111,6 +112,7 @@ def spectral_density(
     reorthogonalize: bool = False,
     width: float = 0.005,
     progress: Progress | None = None,
+    resume: Resume = None,
 ) -> SpectralDensity:
     """Density of the eigenvalues of A, all probes advanced together as one block.
 
@@ -144,6 +146,7 @@ def spectral_density(
         width: of the Gaussians that smooth the density, as a share of the range of the spectrum, see
             `smooth`; `smooth(result.ritz, axis="symlog")` smooths the same measures otherwise.
         progress: called with (products done, products expected).
+        resume: a file that keeps the state, so that the same call goes on after a kill; see `Checkpoint`.
 
     Returns:
         The quadrature of every probe, and the smoothed density with its standard error over probes,
@@ -166,30 +169,42 @@ def spectral_density(
     longest = checked_steps(probes, max_steps if steps == "auto" else steps)
     if not tolerance > 0:
         raise InputError(f"tolerance is {tolerance}: it must be positive, for example 0.02")
-    meter = Meter(A)
     known, deflated = _known(A, deflate)
     size, k = A.shape[0], len(deflated.nodes)
+    work = {
+        "probes": probes,
+        "steps": steps,
+        "tolerance": tolerance,
+        "longest": longest,
+        "seed": seed,
+    }
+    work |= {"tolerance": tolerance, "reorthogonalize": reorthogonalize, "known": digest(known)}
+    stage = stage_of(resume, A, "density", work)
+    meter = stage.meter(A)
     longest = min(longest, size - k)
-    A.expect(probes * (min(longest, AUTO) if steps == "auto" else longest))
+    A.expect(probes * (min(longest, AUTO) if steps == "auto" else longest), width=probes)
     share = 1 - k / size
     centre = float(deflated.weights @ abs(deflated.nodes))
 
     def enough(bulk: list[Tridiagonal]) -> bool:
         return _distance(bulk, share, centre) <= tolerance
 
-    empty = Tridiagonal(np.empty(0), np.empty(0))
-    bulk = [empty] * probes
+    bulk = [Tridiagonal(np.empty(0), np.empty(0))] * probes
     if longest:
-        bulk = _recurrence(
-            A,
-            _start(A, known, probes, seed),
-            longest,
-            reorthogonalize,
-            progress,
-            known=known,
-            scale=float(abs(deflated.nodes).max(initial=0)),
-            enough=enough if steps == "auto" else None,
-        )
+        scale = float(abs(deflated.nodes).max(initial=0))
+        run = _Recurrence(A, probes, longest, known, scale, reorthogonalize)
+        if stage.state is None:
+            run.begin(_start(A, known, probes, seed))
+        else:
+            run.restore(stage.state)
+        while not run.done:
+            run.advance()
+            if steps == "auto" and run.steps > CHECK_EVERY:  # five have nothing to be compared with
+                run.done = run.done or enough(run.tridiagonals())
+            if progress is not None:
+                progress(run.steps * probes, longest * probes)
+            stage.offer(meter, run.state, done=run.done)
+        bulk = run.tridiagonals()
     measures = [merged(deflated, probe.measure(mass=share)) for probe in bulk]
     distance = _distance(bulk, share, centre)
     return SpectralDensity(
@@ -272,82 +287,117 @@ def _start(A: Operator, known: Tensor, probes: int, seed: int) -> Tensor:
     return start
 
 
-def _recurrence(
-    A: Operator,
-    start: Tensor,
-    steps: int,
-    reorthogonalize: bool,
-    progress: Progress | None,
-    *,
-    known: Tensor,
-    scale: float,
-    enough: Callable[[list[Tridiagonal]], bool] | None,
-) -> list[Tridiagonal]:
-    """Lanczos on every column of `start`, orthogonal to the known vectors.
+class _Recurrence:
+    """Lanczos on several columns (P, K) at once, orthogonal to the known vectors.
 
     A column whose residual vanishes, in proportion to the largest number seen or to `scale`, has found
-    its invariant subspace: it stops there, at its length. `enough` may end all after every 5 steps.
+    its invariant subspace: it stops there, at its length. It is looked at after every 5 steps.
     """
-    size, probes = start.shape
-    tiny = 10 * torch.finfo(A.dtype).eps
-    q = start / norms(start).to(start)
-    previous, beta = torch.zeros_like(q), torch.zeros_like(q[0])
-    largest = torch.full_like(beta, scale)
-    alive = torch.ones_like(beta, dtype=torch.bool)
-    lengths = torch.zeros_like(beta, dtype=torch.int64)
-    first = 0 if not reorthogonalize else steps if enough is None else min(steps, AUTO)
-    basis = q.new_empty(probes, first, size)
-    diagonals: list[Tensor] = []
-    couplings: list[Tensor] = []
-    for step in range(steps):
-        lengths += alive
-        if reorthogonalize:
-            if step == basis.shape[1]:
-                longer = basis.new_empty(probes, min(steps, 2 * step), size)
-                longer[:, :step] = basis
-                basis = longer
-            basis[:, step] = q.T
-        w = A.product(q)
-        if known.shape[1]:
-            w -= known @ (known.T @ w)
-        w.addcmul_(previous, beta, value=-1)
-        alpha = dots(q, w).to(q)
-        w.addcmul_(q, alpha, value=-1)
-        if reorthogonalize:
-            earlier = basis[:, : step + 1]
+
+    def __init__(
+        self,
+        A: Operator,
+        probes: int,
+        longest: int,
+        known: Tensor,
+        scale: float,
+        reorthogonalize: bool,
+    ) -> None:
+        self.A, self.longest, self.known = A, longest, known
+        self.reorthogonalize = reorthogonalize
+        self.done = False
+        zeros = torch.zeros(probes, dtype=A.dtype, device=A.device)
+        self.beta, self.largest = zeros, torch.full_like(zeros, scale)
+        self.alive = torch.ones_like(zeros, dtype=torch.bool)
+        self.lengths = torch.zeros_like(zeros, dtype=torch.int64)
+        self.diagonals: list[Tensor] = []
+        self.couplings: list[Tensor] = []
+
+    @property
+    def steps(self) -> int:
+        return len(self.diagonals)
+
+    def begin(self, start: Tensor) -> None:
+        """Begin with the columns of a block (P, K)."""
+        self.q = start / norms(start).to(start)
+        self.previous = torch.zeros_like(self.q)
+        self.basis = self.q.new_empty(start.shape[1], 0, start.shape[0])
+
+    def advance(self) -> None:
+        """Up to five steps, and the only look from outside the device."""
+        for _ in range(min(CHECK_EVERY, self.longest - self.steps)):
+            self._step()
+        self.A.require_finite(self.diagonals[-1])
+        self.done = self.steps == self.longest or not bool(self.alive.any())
+
+    def tridiagonals(self) -> list[Tridiagonal]:
+        """The matrix of every column."""
+        alphas, betas = (
+            torch.stack(part, dim=1).double().cpu().numpy()
+            for part in (self.diagonals, self.couplings)
+        )
+        return [
+            Tridiagonal(alpha[:length], beta[:length])
+            for alpha, beta, length in zip(alphas, betas, self.lengths.tolist(), strict=True)
+        ]
+
+    def state(self) -> State:
+        """What has to be saved to go on later."""
+        return {name: getattr(self, name) for name in _STATE}
+
+    def restore(self, state: State) -> None:
+        """Go on from what `state` gave."""
+        for name in _STATE:
+            value = state[name]
+            if name in ("diagonals", "couplings"):
+                value = [part.to(self.A.device) for part in value]
+            elif isinstance(value, Tensor):
+                value = value.to(self.A.device)
+            setattr(self, name, value)
+
+    def _step(self) -> None:
+        self.lengths = self.lengths + self.alive
+        w = self.A.product(self.q)
+        if self.known.shape[1]:
+            w -= self.known @ (self.known.T @ w)
+        w.addcmul_(self.previous, self.beta, value=-1)
+        alpha = dots(self.q, w).to(self.q)
+        w.addcmul_(self.q, alpha, value=-1)
+        if self.reorthogonalize:
+            earlier = self._remembered()
             for _ in range(2):
                 overlaps = torch.einsum("kmp,pk->km", earlier, w)
                 w -= torch.einsum("kmp,km->pk", earlier, overlaps)
-        beta = norms(w).to(q)
-        largest = torch.maximum(largest, alpha.abs() + beta)
-        alive = alive & (beta > tiny * largest)  # relative to A's own size, never to 1
-        beta = torch.where(alive, beta, 0)
-        diagonals.append(alpha)
-        couplings.append(beta)
-        if progress is not None:
-            progress((step + 1) * probes, steps * probes)
-        if (step + 1) % CHECK_EVERY == 0:  # the only look from outside the device
-            A.require_finite(alpha)
-            if not bool(alive.any()):
-                break
-            if (
-                enough is not None
-                and step >= CHECK_EVERY  # the first five steps have nothing to be compared with
-                and enough(_tridiagonals(diagonals, couplings, lengths))
-            ):
-                break
-        previous, q = q, w.div_(torch.where(alive, beta, torch.inf))
-    A.require_finite(alpha)
-    return _tridiagonals(diagonals, couplings, lengths)
+        beta = norms(w).to(self.q)
+        self.largest = torch.maximum(self.largest, alpha.abs() + beta)
+        # Relative to A's own size, never to 1.
+        self.alive = self.alive & (beta > 10 * torch.finfo(self.A.dtype).eps * self.largest)
+        self.beta = torch.where(self.alive, beta, 0)
+        self.diagonals.append(alpha)
+        self.couplings.append(self.beta)
+        self.previous, self.q = self.q, w.div_(torch.where(self.alive, self.beta, torch.inf))
+
+    def _remembered(self) -> Tensor:
+        """The basis (K, steps, P), the present vectors included."""
+        if self.steps == self.basis.shape[1]:
+            room = min(self.longest, max(AUTO, 2 * self.steps))
+            longer = self.basis.new_empty(len(self.basis), room, self.basis.shape[2])
+            longer[:, : self.steps] = self.basis
+            self.basis = longer
+        self.basis[:, self.steps] = self.q.T
+        return self.basis[:, : self.steps + 1]
 
 
-def _tridiagonals(
-    diagonals: list[Tensor], couplings: list[Tensor], lengths: Tensor
-) -> list[Tridiagonal]:
-    alphas, betas = (
-        torch.stack(part, dim=1).double().cpu().numpy() for part in (diagonals, couplings)
-    )
-    return [
-        Tridiagonal(alpha[:length], beta[:length])
-        for alpha, beta, length in zip(alphas, betas, lengths.tolist(), strict=True)
-    ]
+# What a recurrence depends on, beside its arguments.
+_STATE = (
+    "q",
+    "previous",
+    "basis",
+    "beta",
+    "largest",
+    "alive",
+    "lengths",
+    "diagonals",
+    "couplings",
+    "done",
+)
