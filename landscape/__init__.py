@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from landscape.errors import InputError as InputError
     from landscape.errors import LandscapeError as LandscapeError
     from landscape.errors import UntrustedResult as UntrustedResult
-    from landscape.estimators.hutchinson import diagonal as diagonal
-    from landscape.estimators.hutchinson import trace as trace
+    from landscape.estimators.diagonal import diagonal as diagonal
     from landscape.estimators.lanczos import eigenpairs as eigenpairs
     from landscape.estimators.slq import spectral_density as spectral_density
+    from landscape.estimators.trace import trace as trace
     from landscape.loading.archive import save_problem as save_problem
     from landscape.loading.problem import load_problem as load_problem
     from landscape.operators.base import Identity as Identity
@@ -40,10 +40,10 @@ _HOMES = {
     "InputError": "errors",
     "LandscapeError": "errors",
     "UntrustedResult": "errors",
-    "diagonal": "estimators.hutchinson",
-    "trace": "estimators.hutchinson",
+    "diagonal": "estimators.diagonal",
     "eigenpairs": "estimators.lanczos",
     "spectral_density": "estimators.slq",
+    "trace": "estimators.trace",
     "load_problem": "loading.problem",
     "save_problem": "loading.archive",
     "Identity": "operators.base",

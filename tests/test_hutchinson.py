@@ -12,6 +12,7 @@ from torch import Tensor
 
 import landscape as ls
 from landscape.estimators import hutchinson
+from landscape.estimators.diagonal import DiagonalEstimate
 from landscape.estimators.probes import generator, rademacher
 
 SOURCES: dict[str, Callable[[], Tensor]] = {
@@ -179,10 +180,10 @@ def test_first_probes_that_agree_do_not_stop_before_the_minimum() -> None:
     signs = [rademacher(A, 10, generator(seed)).prod(0) for seed in range(400)]
     seed = next(i for i, s in enumerate(signs) if s[:8].unique().numel() == 1 and s.sum().abs() < 9)
     assert ls.trace(A, probes=8, seed=seed).standard_error == 0  # they do agree
-    found = ls.trace(A, probes=10, tolerance=0.3, max_probes=3000, seed=seed)
+    found = ls.trace(A, probes=10, tolerance=0.3, budget=3000, seed=seed)
     assert found.probes > 10
     assert found.standard_error <= 0.3 * abs(found.value)
-    entries = ls.diagonal(A, probes=10, tolerance=0.3, max_probes=3000, seed=seed)
+    entries = ls.diagonal(A, probes=10, tolerance=0.3, budget=3000, seed=seed)
     assert entries.probes > 10
 
 
@@ -198,10 +199,10 @@ def test_negative_trace_takes_as_many_probes_as_the_positive_one() -> None:
 @pytest.mark.parametrize("estimator", [ls.trace, ls.diagonal])
 @pytest.mark.parametrize("limit", [31, 50, 64])
 def test_unreachable_tolerance_ends_at_the_limit_without_convergence(
-    estimator: Callable[..., hutchinson.DiagonalEstimate], limit: int
+    estimator: Callable[..., DiagonalEstimate], limit: int
 ) -> None:
     A = ls.as_operator(with_spectrum(SPECTRA["indefinite"]))
-    found = estimator(A, tolerance=1e-6, max_probes=limit)
+    found = estimator(A, tolerance=1e-6, budget=limit)
     assert found.converged is False
     assert found.probes == found.cost.products == limit
 
