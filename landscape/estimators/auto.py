@@ -72,6 +72,8 @@ def estimate(
         )
     known = None if deflate is None else orthonormal(deflate, A)
     pilot = probes + (0 if known is None else known.shape[1])
+    if method == "hutch++" and tolerance is not None:
+        pilot += FEWEST
     if budget is None:
         budget = pilot if tolerance is None else max(BUDGET, pilot)
     if method not in ("hutchinson", "deflated") and A.shape[0] <= min(pilot, budget):
@@ -141,7 +143,7 @@ class _Run:
         With a tolerance, the sketch begins with half of `probes` and grows while that pays.
         """
         fixed = self.tolerance is None
-        tests = rademacher(self.A, self.probes // 3, self.source)
+        tests = rademacher(self.A, self.probes // (3 if fixed else 2), self.source)
         products = in_blocks(self.A, tests)
         sketch, pilot = Sketch(self.A), Running()
         sketch.grow(tests, products)
@@ -186,8 +188,10 @@ class _Run:
         """Plain sampling, or a sketch first, or the identity: whichever a pilot finds the cheapest.
 
         The pilot's `probes` products serve plain sampling as its first stage, and the sketch. Plain
-        sampling goes on where it is nearly done, unless a few outliers make its variance
-        unreliable. Otherwise as many products again show, by leave-one-out, what deflation leaves.
+        sampling goes on where no sketch of that rank can save what it costs: k directions hold at
+        most the share √(k tr A⁴) / tr A² of the variance (Cauchy–Schwarz). Otherwise as many products
+        again show, by leave-one-out, what deflation leaves; so they do where a few outliers make the
+        variance unreliable, even if it looks small enough.
         """
         k = self.probes
         if k < 4 or self.left < 2 * k + FEWEST or not affordable(self.A, k):
@@ -198,8 +202,10 @@ class _Run:
         plain.add(self.quantity.sample(tests, products))
         needed = self.needed(plain)
         self.report(needed - k)
-        heavy = excess_kurtosis(products) > 1
-        if needed <= 0.01 * k or (needed <= 2 * k and not heavy):
+        kurtosis = excess_kurtosis(products)
+        heavy, captured = kurtosis > 1, min(1.0, math.sqrt(k * kurtosis / 12))
+        hopeless = needed - k <= k + needed * (1 - captured)
+        if needed <= 0.01 * k or (hopeless and not heavy):
             return self.sample(plain, k, "hutchinson")
         sketch = Sketch(self.A)
         sketch.grow(tests, products)
@@ -214,7 +220,7 @@ class _Run:
         return self.sample(Running(), first, "hutch++")
 
     def needed(self, samples: Running) -> float:
-        self.A.require_finite(samples.squares.sum())
+        self.whole.require_finite(samples.squares.sum())
         assert self.tolerance is not None
         return samples.needed(self.offset, self.tolerance)
 
@@ -236,9 +242,10 @@ class _Run:
 
         while samples.count < first:
             samples.add(draw(first - samples.count))
-        self.A.require_finite(samples.mean.sum())
+        if self.tolerance is not None:
+            self.whole.require_finite(samples.squares.sum())
         mean = two_stage(samples, draw, self.offset, self.tolerance, samples.count + self.left)
-        self.A.require_finite(mean.value.sum())
+        self.whole.require_finite(mean.value.sum())
         return Found(
             mean.value, mean.standard_error, mean.count, mean.degrees, mean.converged, method
         )

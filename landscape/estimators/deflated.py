@@ -36,6 +36,9 @@ class Complement(Operator):
     def _refresh(self) -> None:
         self.operator._refresh()
 
+    def __repr__(self) -> str:
+        return repr(self.operator)  # what a message about a product should name
+
 
 def orthonormal(deflate: "Eigenpairs | Tensor", A: Operator) -> Tensor:
     """An orthonormal basis (P, k) of the span of eigenvectors already found, or of any vectors.

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from landscape.estimators.hutchinson import in_blocks
+from landscape.estimators.probes import gaussian, generator
 from landscape.operators.base import Operator
 
 
@@ -29,12 +30,14 @@ class Sketch:
 
     def grow(self, tests: Tensor, products: Tensor) -> None:
         """Add test vectors (P, n) and A times these; n more products."""
-        along, new, corner = self._orthonormalise(products)
+        new = self._orthonormalise(products)
         old, n = self.rank, tests.shape[1]
         basis = torch.cat([self.basis, new], 1)
         images = torch.cat([self.images, in_blocks(self.A, new)], 1)
         factor = torch.zeros(old + n, old + n, dtype=torch.float64, device=tests.device)
-        factor[:old, :old], factor[:old, old:], factor[old:, old:] = self.factor, along, corner
+        factor[:old, :old] = self.factor
+        factor[:old, old:] = self.basis.T @ products
+        factor[old:, old:] = (new.T @ products).triu()
         self.tests = torch.cat([self.tests, tests], 1)
         self.basis, self.images, self.factor = basis, images, factor
         self.overlap = (basis.T @ self.tests).double()
@@ -42,21 +45,19 @@ class Sketch:
         self.inner = (inner + inner.T) / 2
         self.A.require_finite(self.inner)
 
-    def _orthonormalise(self, products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """C, Q', R' with products = QC + Q'R' and Q' orthonormal and orthogonal to Q.
+    def _orthonormalise(self, products: Tensor) -> Tensor:
+        """Orthonormal columns orthogonal to Q that span, with Q, the products.
 
-        Twice, so that Q' is orthogonal to Q even where the products lie in its span; Householder's QR
-        returns orthonormal columns whatever the rank.
+        Twice, so that they are orthogonal to Q even where the products lie in its span. Noise at
+        rounding level gives every column a direction of its own where nothing else is left.
         """
-        rest = products
-        along = torch.zeros(self.rank, products.shape[1], dtype=torch.float64, device=products.device)
-        corner = torch.eye(products.shape[1], dtype=torch.float64, device=products.device)
+        if self.rank:
+            scale = torch.finfo(products.dtype).eps * products.norm(dim=0).max()
+            scale = torch.where(scale > 0, scale, 1.0) / len(products) ** 0.5
+            products = products + scale * gaussian(self.A, products.shape[1], generator(self.rank))
         for _ in range(2):
-            share = self.basis.T @ rest
-            along = along + share.double() @ corner
-            rest, r = torch.linalg.qr(rest - self.basis @ share)
-            corner = r.double() @ corner
-        return along, rest, corner
+            products = torch.linalg.qr(products - self.basis @ (self.basis.T @ products)).Q
+        return products
 
     def left_out(self, size: int) -> Tensor:
         """S (size, size): Q_i Q_iᵀ = Q(I − s_i s_iᵀ)Qᵀ for the basis without test vector i.
@@ -66,6 +67,8 @@ class Sketch:
         directions outside the range, which cost the estimate nothing.
         """
         factor = self.factor[:size, :size]
+        if not size:
+            return factor
         diagonal = factor.diagonal()
         floor = torch.finfo(self.A.dtype).eps * factor.abs().max()
         floor = torch.where(floor > 0, floor, 1.0)

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor
 
 from landscape.estimators.auto import estimate
@@ -87,7 +88,7 @@ def trace(
         seed=seed,
         progress=progress,
     )
-    value, error = float(found.value), float(found.standard_error)
+    value, error = torch.cat([found.value, found.standard_error]).tolist()
     half = error * student_quantile(confidence, found.degrees)
     return Estimate(
         value,
