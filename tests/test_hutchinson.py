@@ -156,7 +156,7 @@ def test_diagonal_sums_to_the_trace_of_the_same_probes() -> None:
 
 @pytest.mark.parametrize("tolerance", [0.2, 0.05, 0.02])
 @pytest.mark.parametrize("name", SOURCES)
-def test_tolerance_is_the_standard_error_by_the_variance_of_the_pilot(
+def test_tolerance_is_reached_by_a_variance_no_smaller_than_the_pilot_s(
     name: str, tolerance: float
 ) -> None:
     matrix = SOURCES[name]()
@@ -169,27 +169,23 @@ def test_tolerance_is_the_standard_error_by_the_variance_of_the_pilot(
         assert found.probes >= 20
         assert found.degrees_of_freedom == 19
         assert found.standard_error <= tolerance * abs(found.value)
-        # The pilot's error, with more samples in the mean: nothing that was seen later.
-        shrunk = pilot.standard_error * math.sqrt(20 / found.probes)
-        assert found.standard_error == pytest.approx(shrunk, rel=1e-9)
-        # The mean of the same probes without a tolerance.
+        # The pilot's error with more samples in the mean, or what all samples say if that is more.
         plain = ls.trace(A, method="hutchinson", probes=found.probes, seed=seed)
+        shrunk = pilot.standard_error * math.sqrt(20 / found.probes)
+        assert found.standard_error >= max(shrunk, plain.standard_error) * (1 - 1e-9)
         assert found.value == pytest.approx(plain.value, rel=1e-12)
         covered += found.lower <= truth <= found.upper  # type: ignore[operator]
     assert covered >= 16  # 19 expected; 15 or fewer with probability 0.3 %
 
 
 def test_number_of_probes_is_what_the_tolerance_needs() -> None:
-    """Neither short of it nor far beyond: what the variance and the mean say, in whole probes."""
     A = ls.as_operator(with_spectrum(SPECTRA["network"]))
     for seed in range(20):
-        pilot = ls.trace(A, method="hutchinson", probes=20, seed=seed)
         found = ls.trace(A, method="hutchinson", probes=20, tolerance=0.03, seed=seed)
-        scatter = 20 * pilot.standard_error**2
-        least = math.ceil(scatter / (0.03 * found.value) ** 2)
+        variance = found.probes * found.standard_error**2
+        least = math.ceil(variance / (0.03 * found.value) ** 2)
         # Looked at with the mean so far: the number follows 1/mean², which moves by a few times 3 %.
-        assert found.probes >= max(20, least)
-        assert found.probes <= max(20, 1.3 * least)
+        assert max(20, least) <= found.probes <= max(20, 1.3 * least)
 
 
 @pytest.mark.parametrize("estimator", [ls.trace, ls.diagonal])

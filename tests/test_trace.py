@@ -335,7 +335,7 @@ def test_interval_is_that_of_student(confidence: float) -> None:
     assert torch.allclose(entries.margin, entries.standard_error * quantile)  # type: ignore[arg-type]
 
 
-def test_two_stages_cover_exactly_where_looking_again_does_not() -> None:
+def test_two_stages_cover_where_a_variance_computed_anew_does_not() -> None:
     """Normal samples, relative error 5 %, pilot of 5: Stein's interval against the running variance.
 
     Coverage over 4000 runs scatters by 0.34 %.
@@ -360,7 +360,7 @@ def test_two_stages_cover_exactly_where_looking_again_does_not() -> None:
             again.add(draw(1))
         error = math.sqrt(float(again.variance()) / again.count)
         naive += abs(float(again.mean) - 1) <= stats.t.ppf(0.975, again.count - 1) * error
-    assert covered / 4000 == pytest.approx(0.95, abs=0.012)
+    assert 0.945 <= covered / 4000 <= 0.985
     assert naive / 4000 <= 0.925
 
 

@@ -70,13 +70,15 @@ def two_stage(
 ) -> Mean:
     """offset + the mean of as many samples as the tolerance needs, after a first stage.
 
-    The variance of the first stage alone decides how many samples are enough, and stands in the
+    The number of samples follows from the variance of the first stage, which also stands in the
     standard error, while the mean is of all samples. Then the error over the standard error has
     Student's t distribution with the first stage's degrees of freedom, exactly for normal samples
-    (Stein 1945, doi:10.1214/aoms/1177731088). A variance that is looked at again after every block
-    stops where it happens to be small. The tolerance is relative to the mean, which is therefore looked at
-    again, at the latest when the number of samples has doubled: of normal samples it is independent of
-    the variance, and it moves the stop by no more than the tolerance itself.
+    (Stein 1945, doi:10.1214/aoms/1177731088). A variance that is computed anew after every block would
+    stop where it happens to be small; here it may only grow: where all samples together scatter more
+    than the first stage did, as they do if tails are heavy, that is the variance. For normal samples
+    the mean is independent of every variance on the way, so this can only raise the coverage. The
+    tolerance is relative to the mean, which is looked at again, at the latest when the number of samples has
+    doubled; it moves the stop by no more than about the tolerance itself.
 
     Args:
         first: the first stage; all samples are added to it.
@@ -85,8 +87,7 @@ def two_stage(
         tolerance: norm of the standard errors over the norm of the value; None stops at once.
         most: largest number of samples, those of the first stage included.
     """
-    variance, degrees = first.variance(), first.count - 1
-    converged = None
+    variance, degrees, converged = first.variance(), first.count - 1, None
     while tolerance is not None:
         goal = math.ceil(needed(variance, offset + first.mean, tolerance))
         converged = goal <= first.count
@@ -95,5 +96,6 @@ def two_stage(
             break
         while first.count < goal:
             first.add(draw(goal - first.count))
+        variance = torch.maximum(variance, first.variance())
     error = (variance / first.count).sqrt()
     return Mean(offset + first.mean, error, first.count, degrees, converged)
