@@ -99,8 +99,8 @@ def small_net_hessian() -> Tensor:
 
 
 @cache
-def digits_net_hessian() -> Tensor:
-    """The exact Hessian, P = 610, of a tanh net trained on 400 digits of 8 × 8 pixels, float64."""
+def digits_net() -> tuple[nn.Module, Tensor, Tensor]:
+    """A trained tanh net with P = 610 in float32, 400 digits of 8 × 8 pixels and their classes."""
     x, y = load_digits(return_X_y=True)
     inputs = torch.tensor(x[:400] / 16, dtype=torch.float32)
     target = torch.tensor(y[:400])
@@ -108,4 +108,11 @@ def digits_net_hessian() -> Tensor:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10))
     train(model, F.cross_entropy, inputs, target, 60)
+    return model, inputs, target
+
+
+@cache
+def digits_net_hessian() -> Tensor:
+    """The exact Hessian of `digits_net`, float64."""
+    model, inputs, target = digits_net()
     return dense_hessian(model, F.cross_entropy, inputs, target)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from spectra import Array, digits_net_hessian, with_spectrum
+from spectra import Array, digits_net, digits_net_hessian, with_spectrum
 from torch import Tensor
 
 import landscape as ls
@@ -296,7 +296,9 @@ def test_single_precision_agrees_with_double(method: Any) -> None:
     matrix = with_spectrum(outliers(300))
     deflate = vectors_of(matrix, 5) if method == "deflated" else None
     double, single = (
-        ls.trace(ls.as_operator(matrix, dtype=dtype), method=method, tolerance=0.02, deflate=deflate)
+        ls.trace(
+            ls.as_operator(matrix, dtype=dtype), method=method, tolerance=0.02, deflate=deflate
+        )
         for dtype in (torch.float64, torch.float32)
     )
     assert single.value == pytest.approx(double.value, rel=1e-4)
@@ -317,6 +319,21 @@ def test_one_seed_is_one_answer_and_progress_ends_at_the_cost(method: Any) -> No
     assert done == sorted(done)
     assert done[-1] == first.cost.products
     assert all(expected >= count for count, expected in calls)
+
+
+def test_hessian_of_a_net_by_its_own_products() -> None:
+    """float32 products of the net, against the same seed on the dense float64 matrix."""
+    model, inputs, target = digits_net()
+    H = ls.Hessian(ls.Problem(model, "cross_entropy", (inputs, target), batch_size=150))
+    dense = ls.as_operator(digits_net_hessian())
+    pairs = ls.eigenpairs(H, 8, which="magnitude", tolerance=1e-3)
+    for options in ({}, {"deflate": pairs}):
+        found, expected = (ls.trace(A, tolerance=0.01, **options) for A in (H, dense))
+        assert found.method == expected.method != "hutchinson"
+        assert found.cost.products == expected.cost.products < 150
+        assert found.value == pytest.approx(expected.value, rel=1e-4)
+        assert found.lower <= float(digits_net_hessian().trace()) <= found.upper  # type: ignore[operator]
+        assert found.cost.gradient_equivalents is not None
 
 
 # --- intervals -----------------------------------------------------------------------------------

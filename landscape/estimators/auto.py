@@ -116,7 +116,7 @@ class _Run:
             progress,
         )
         self.start = A.products
-        self.offset = torch.zeros(1, dtype=torch.float64, device=A.device)
+        self.offset: Tensor | float = 0.0
 
     @property
     def left(self) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from landscape.estimators.probes import rademacher
-from landscape.estimators.sums import dots
+from landscape.estimators.sums import dots, wide
 from landscape.operators.base import Operator
 
 BLOCK = 8  # probes multiplied at once
@@ -36,13 +36,13 @@ def _trace_inside(basis: Tensor, images: Tensor) -> Tensor:
 
 def _entries(probes: Tensor, products: Tensor) -> Tensor:
     """z ∘ Az (Bekas, Kokiopoulou & Saad 2007, doi:10.1016/j.apnum.2007.01.003), shape (P, n)."""
-    return (probes * products).to(torch.float64)
+    return (probes * products).to(wide(probes))
 
 
 def _diagonal_inside(basis: Tensor, images: Tensor) -> Tensor:
     """diag(A − PAP) = diag(2 AQQᵀ − QHQᵀ), H = QᵀAQ."""
     inner = basis.T @ images
-    return (basis * (2 * images - basis @ ((inner + inner.T) / 2))).sum(1, dtype=torch.float64)
+    return (basis * (2 * images - basis @ ((inner + inner.T) / 2))).sum(1, dtype=wide(basis))
 
 
 TRACE = Quantity(_quadratic_forms, _trace_inside)

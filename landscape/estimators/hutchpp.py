@@ -6,6 +6,7 @@ from torch import Tensor
 from landscape.estimators.hutchinson import in_blocks
 from landscape.estimators.probes import rademacher
 from landscape.estimators.sketch import Sketch
+from landscape.estimators.sums import wide
 from landscape.memory import available_bytes
 from landscape.operators.base import Operator
 
@@ -30,7 +31,8 @@ def excess_kurtosis(products: Tensor) -> float:
     Off the diagonal, the mean square of ΩᵀA²Ω is tr A⁴; on it, the mean is tr A². A few outliers
     that carry the variance make it large: a sample variance then means little.
     """
-    gram = (products.T @ products).double()
+    gram = products.T @ products
+    gram = gram.to(wide(gram))
     k = len(gram)
     second = gram.diagonal().mean()
     fourth = (gram.square().sum() - gram.diagonal().square().sum()) / (k * (k - 1))

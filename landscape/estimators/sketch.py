@@ -5,6 +5,7 @@ from torch import Tensor
 
 from landscape.estimators.hutchinson import in_blocks
 from landscape.estimators.probes import gaussian, generator
+from landscape.estimators.sums import wide
 from landscape.operators.base import Operator
 
 
@@ -14,14 +15,14 @@ class Sketch:
     Each test vector costs two products. `tests` Ω, `basis` Q and `images` AQ are (P, k); AΩ = QR. The
     small matrices `factor` R, `overlap` QᵀΩ and `inner` QᵀAQ are (k, k) in float64. Everything
     about leaving one test vector out follows from these (Epperly, Tropp & Webber 2024,
-    arXiv:2301.07825, section 2.3), since A is symmetric.
+    arXiv:2301.07825), since A is symmetric.
     """
 
     def __init__(self, A: Operator) -> None:
         self.A = A
         self.tests = torch.empty(A.shape[0], 0, dtype=A.dtype, device=A.device)
         self.basis, self.images = self.tests.clone(), self.tests.clone()
-        self.factor = torch.empty(0, 0, dtype=torch.float64, device=A.device)
+        self.factor = torch.empty(0, 0, dtype=wide(self.tests), device=A.device)
         self.overlap, self.inner = self.factor.clone(), self.factor.clone()
 
     @property
@@ -34,14 +35,14 @@ class Sketch:
         old, n = self.rank, tests.shape[1]
         basis = torch.cat([self.basis, new], 1)
         images = torch.cat([self.images, in_blocks(self.A, new)], 1)
-        factor = torch.zeros(old + n, old + n, dtype=torch.float64, device=tests.device)
+        factor = torch.zeros(old + n, old + n, dtype=self.factor.dtype, device=tests.device)
         factor[:old, :old] = self.factor
         factor[:old, old:] = self.basis.T @ products
         factor[old:, old:] = (new.T @ products).triu()
         self.tests = torch.cat([self.tests, tests], 1)
         self.basis, self.images, self.factor = basis, images, factor
-        self.overlap = (basis.T @ self.tests).double()
-        inner = (basis.T @ images).double()
+        self.overlap = (basis.T @ self.tests).to(factor)
+        inner = (basis.T @ images).to(factor)
         self.inner = (inner + inner.T) / 2
         self.A.require_finite(self.inner)
 
@@ -74,7 +75,7 @@ class Sketch:
         floor = torch.where(floor > 0, floor, 1.0)
         lifted = torch.where(diagonal.abs() < floor, floor, diagonal)
         triangle = factor - diagonal.diag() + lifted.diag()
-        eye = torch.eye(size, dtype=torch.float64, device=factor.device)
+        eye = torch.eye(size, dtype=factor.dtype, device=factor.device)
         inverse = torch.linalg.solve_triangular(triangle, eye, upper=True).T
         return inverse / torch.linalg.vector_norm(inverse, dim=0)
 

@@ -10,13 +10,14 @@ from torch import Tensor
 
 def norms(vectors: Tensor) -> Tensor:
     """Euclidean norm of a vector (P,), or of every column of a block (P, K), in float64."""
-    return torch.linalg.vector_norm(vectors, dim=0, dtype=_wide(vectors))
+    return torch.linalg.vector_norm(vectors, dim=0, dtype=wide(vectors))
 
 
 def dots(left: Tensor, right: Tensor) -> Tensor:
     """Inner product of two vectors (P,), or of the columns of two blocks (P, K), in float64."""
-    return (left * right).sum(0, dtype=_wide(left))
+    return (left * right).sum(0, dtype=wide(left))
 
 
-def _wide(vectors: Tensor) -> torch.dtype:
+def wide(vectors: Tensor) -> torch.dtype:
+    """What sums over these vectors are kept in."""
     return vectors.dtype if vectors.device.type == "mps" else torch.float64  # mps has no float64

@@ -21,7 +21,7 @@ class Running:
         self.squares = torch.zeros(1, dtype=torch.float64)  # sum of squared deviations
 
     def add(self, block: Tensor) -> None:
-        """Merge a block by its own mean and scatter (Chan, Golub & LeVeque 1983, eq. 2.1)."""
+        """Merge a block by its own mean and scatter (Chan, Golub & LeVeque 1983)."""
         new = block.shape[1]
         mean = block.mean(1)
         squares = (block - mean[:, None]).square().sum(1)
@@ -37,7 +37,7 @@ class Running:
         """Of one sample, shape (m,)."""
         return self.squares / (self.count - 1)
 
-    def needed(self, offset: Tensor, tolerance: float) -> float:
+    def needed(self, offset: Tensor | float, tolerance: float) -> float:
         """How many samples bring the standard error of offset + mean to the tolerance, by these."""
         return needed(self.variance(), offset + self.mean, tolerance)
 
@@ -66,7 +66,7 @@ class Mean:
 
 
 def two_stage(
-    first: Running, draw: Draw, offset: Tensor, tolerance: float | None, most: int
+    first: Running, draw: Draw, offset: Tensor | float, tolerance: float | None, most: int
 ) -> Mean:
     """offset + the mean of as many samples as the tolerance needs, after a first stage.
 

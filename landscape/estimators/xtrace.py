@@ -10,7 +10,7 @@ def leave_one_out_traces(sketch: Sketch) -> Tensor:
     """The k exchangeable estimates of the trace whose mean is XTrace, shape (k,).
 
     tr(Q_iᵀAQ_i) + μ_iᵀAμ_i, with the test vectors on the sphere of radius √P and μ_i rescaled to its
-    expected length (Epperly, Tropp & Webber 2024, arXiv:2301.07825, sections 2.1 and 2.3).
+    expected length (Epperly, Tropp & Webber 2024, arXiv:2301.07825).
     """
     k, order = sketch.rank, sketch.A.shape[0]
     forms, inside = sketch.residual_forms(k)

@@ -27,7 +27,7 @@ import landscape as ls
 from landscape.estimators.probes import generator, rademacher
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from spectra import Array, digits_net_hessian, with_spectrum  # noqa: E402
+from spectra import Array, digits_net_hessian, with_spectrum
 
 CONFIDENCE = 0.95
 PILOT = 30
