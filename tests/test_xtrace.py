@@ -175,6 +175,10 @@ def test_tolerance_doubles_the_sketch_within_the_budget(method: str) -> None:
     short = call(A, method=method, probes=8, tolerance=1e-9, budget=30)  # type: ignore[operator]
     assert short.converged is False
     assert short.cost.products == 30
+    # No budget for the identity, and no room for more test vectors than the order.
+    tight = call(A, method=method, probes=80, tolerance=1e-16, budget=239)  # type: ignore[operator]
+    assert tight.converged is False
+    assert tight.probes < 120
     # Where the next doubling would cost more than the identity, the identity it is.
     exact = call(A, method=method, probes=40, tolerance=1e-16, budget=1000)  # type: ignore[operator]
     assert exact.method == "exact"

@@ -174,8 +174,10 @@ class _Run:
             needed = 0.0 if self.tolerance is None else self.needed(samples)
             reached = needed <= sketch.rank
             new = min(sketch.rank, self.left // 2)
-            small = 2 * new >= self.whole.shape[0] <= self.left  # P products are fewer
-            if reached or small or not new or not affordable(self.A, sketch.rank + new):
+            order = self.whole.shape[0]
+            small = 2 * new >= order <= self.left  # P products are fewer
+            rank = sketch.rank + new
+            if reached or small or not new or rank >= order or not affordable(self.A, rank):
                 break
         if small and not reached:
             return _exact(self.whole, self.quantity, self.tolerance)
@@ -211,10 +213,11 @@ class _Run:
         sketch.grow(tests, products)
         first = self.grow(sketch, needed)
         share = share_left(sketch, sketch.rank)
-        cheapest = min(needed - k, max(needed * share, FEWEST))
-        if self.whole.shape[0] <= min(cheapest, self.left):
+        after = max(needed * share, FEWEST)
+        if self.whole.shape[0] <= min(needed - k, after, self.left):
             return _exact(self.whole, self.quantity, self.tolerance)
-        if needed - k <= cheapest and not (heavy and share < 0.5):
+        # Within a tenth of each other the shares say nothing: plain sampling has its first stage.
+        if 0.9 * (needed - k) <= after and not (heavy and share < 0.5):
             return self.sample(plain, k, "hutchinson")
         self.deflate(sketch.basis, sketch.images)
         return self.sample(Running(), first, "hutch++")
