@@ -42,7 +42,8 @@ def trace(
     then an indicator, since the k estimates share their vectors: there is no interval. "auto": with a
     tolerance, a pilot of `probes` products chooses plain sampling, a basis grown while that saves
     products, or P products with the identity, whichever should take the fewest; without one, plain
-    sampling. It never ends with "xtrace", which has no interval, but chooses by its leave-one-out.
+    sampling. It never ends with "xtrace", which has no interval, but chooses by its leave-one-out. A basis
+    takes about five blocks of its size in memory; where that is over half of what is free, there is none.
 
     With a tolerance, the standard error is that of a first stage (`probes` samples; after a basis at
     least 10), which fixes how many samples follow: Stein's two stages (1945,
