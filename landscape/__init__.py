@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from landscape.errors import LandscapeError as LandscapeError
     from landscape.errors import UntrustedResult as UntrustedResult
     from landscape.estimators.criteria import criteria as criteria
+    from landscape.estimators.diagonal import diagonal as diagonal
     from landscape.estimators.functionals import effective_dimension as effective_dimension
     from landscape.estimators.functionals import functionals as functionals
     from landscape.estimators.functionals import log_determinant as log_determinant
-    from landscape.estimators.hutchinson import diagonal as diagonal
-    from landscape.estimators.hutchinson import trace as trace
     from landscape.estimators.lanczos import eigenpairs as eigenpairs
     from landscape.estimators.slq import spectral_density as spectral_density
+    from landscape.estimators.trace import trace as trace
     from landscape.loading.archive import save_problem as save_problem
     from landscape.loading.problem import load_problem as load_problem
     from landscape.operators.base import Identity as Identity
@@ -52,10 +52,10 @@ _HOMES = {
     "effective_dimension": "estimators.functionals",
     "functionals": "estimators.functionals",
     "log_determinant": "estimators.functionals",
-    "diagonal": "estimators.hutchinson",
-    "trace": "estimators.hutchinson",
+    "diagonal": "estimators.diagonal",
     "eigenpairs": "estimators.lanczos",
     "spectral_density": "estimators.slq",
+    "trace": "estimators.trace",
     "load_problem": "loading.problem",
     "save_problem": "loading.archive",
     "Identity": "operators.base",

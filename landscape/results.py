@@ -81,17 +81,42 @@ class Meter:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its standard error over `probes` independent probes."""
+    """A number with its standard error over `probes` independent probes, and a confidence interval.
+
+    The interval from `lower` to `upper` holds the truth with probability `confidence`, by Student's t
+    with `degrees_of_freedom` (None for an exact number). Where `indicator` is true, the
+    standard error is no more than an indicator of size, and there is no interval. `method` is the
+    one that was used; "exact" means by products with the identity.
+    """
 
     value: float
     standard_error: float
     probes: int
     converged: bool | None  # whether the asked tolerance was reached; None if none was asked
     cost: Cost
+    method: str = "hutchinson"
+    lower: float | None = None
+    upper: float | None = None
+    confidence: float = 0.95
+    degrees_of_freedom: int | None = None
+    indicator: bool = False
 
     def __str__(self) -> str:
-        note = " (tolerance not reached)" if self.converged is False else ""
+        note = " (an indicator, no interval)" if self.indicator else ""
+        note += " (tolerance not reached)" if self.converged is False else ""
         return f"{self.value:.6g} ± {self.standard_error:.2g}{note}"
+
+
+def student_quantile(confidence: float, degrees: int | None) -> float:
+    """Standard errors to either side of an interval: Student's t, or the normal if `degrees` is None.
+
+    >>> round(student_quantile(0.95, 9), 3), round(student_quantile(0.95, None), 3)
+    (2.262, 1.96)
+    """
+    from scipy.special import ndtri, stdtrit
+
+    upper = (1 + confidence) / 2
+    return float(ndtri(upper) if degrees is None else stdtrit(degrees, upper))
 
 
 def provenance(operator: "Operator", *, seed: int, command: str | None) -> dict[str, Any]:

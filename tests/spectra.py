@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_digits, load_iris
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 
@@ -95,4 +95,24 @@ def small_net() -> tuple[nn.Module, Tensor, Tensor]:
 def small_net_hessian() -> Tensor:
     """The exact Hessian of `small_net`, float64."""
     model, inputs, target = small_net()
+    return dense_hessian(model, F.cross_entropy, inputs, target)
+
+
+@cache
+def digits_net() -> tuple[nn.Module, Tensor, Tensor]:
+    """A trained tanh net with P = 610 in float32, 400 digits of 8 × 8 pixels and their classes."""
+    x, y = load_digits(return_X_y=True)
+    inputs = torch.tensor(x[:400] / 16, dtype=torch.float32)
+    target = torch.tensor(y[:400])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10))
+    train(model, F.cross_entropy, inputs, target, 60)
+    return model, inputs, target
+
+
+@cache
+def digits_net_hessian() -> Tensor:
+    """The exact Hessian of `digits_net`, float64."""
+    model, inputs, target = digits_net()
     return dense_hessian(model, F.cross_entropy, inputs, target)

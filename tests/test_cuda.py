@@ -78,3 +78,21 @@ def test_time_is_the_devices():
     A = ls.Hessian(about)
     density = ls.spectral_density(A, probes=8, steps=20)
     assert 0 < A.seconds <= density.cost.seconds * 1.05
+
+
+@pytest.mark.parametrize("method", ["auto", "hutchinson", "hutch++", "leave one out", "deflated"])
+def test_trace_and_diagonal_are_those_of_the_cpu(method):
+    values = torch.cat([torch.linspace(1, 20, 9), torch.linspace(-0.1, 0.2, 191)]).double()
+    basis = torch.linalg.qr(torch.randn(200, 200, generator=torch.Generator().manual_seed(0))).Q
+    matrix = (basis.double() * values) @ basis.double().T
+    matrix = (matrix + matrix.T) / 2
+    operators = [ls.as_operator(matrix, device=device) for device in ("cpu", "cuda")]
+    deflate = basis[:, :9].double() if method == "deflated" else None
+    options = {"tolerance": 0.02, "deflate": deflate}
+    for estimator, name in ((ls.trace, "xtrace"), (ls.diagonal, "xdiag")):
+        options["method"] = name if method == "leave one out" else method
+        cpu, cuda = (estimator(A, **options) for A in operators)
+        assert cpu.method == cuda.method
+        assert cpu.cost.products == cuda.cost.products
+        value = torch.as_tensor(cuda.value).cpu()
+        assert torch.allclose(value, torch.as_tensor(cpu.value), rtol=1e-6, atol=1e-6)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import landscape as ls
 from landscape.estimators import lanczos
-from landscape.estimators.complement import Complement
 from landscape.estimators.krylov import Krylov
 from landscape.estimators.probes import generator
+from landscape.estimators.verification import Verification
 
 SIZE = 20_000
 LARGE = {
@@ -142,7 +142,7 @@ def test_the_bound_of_what_is_missing_holds_over_many_starts() -> None:
     nothing = torch.empty(0, 400, dtype=torch.float64)
     short, promised = [], []
     for seed in range(200):
-        rest = Complement(A, nothing, generator(seed))
+        rest = Verification(A, nothing, generator(seed))
         for steps in range(1, 21):
             rest.step()
             if steps in (3, 6, 9, 12, 20):

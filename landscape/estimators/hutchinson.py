@@ -1,147 +1,67 @@
-"""Trace and diagonal by Hutchinson's estimator."""
+"""Samples whose mean is the trace or the diagonal: Hutchinson's estimator."""
 
-import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from landscape.errors import InputError
-from landscape.estimators.probes import generator, rademacher
-from landscape.estimators.sums import dots
-from landscape.operators.base import Operator, require_operator
-from landscape.results import Cost, Estimate, Meter, Progress
+from landscape.estimators.probes import rademacher
+from landscape.estimators.sums import dots, wide
+from landscape.operators.base import Operator
 
 BLOCK = 8  # probes multiplied at once
 
 
-@dataclass(frozen=True)
-class DiagonalEstimate:
-    """The diagonal (P,) with a standard error (P,) for every entry."""
+class Quantity(NamedTuple):
+    """What is estimated: m numbers, 1 for the trace and P for the diagonal.
 
-    value: Tensor
-    standard_error: Tensor
-    probes: int
-    converged: bool | None
-    cost: Cost
-
-
-def trace(
-    A: Operator,
-    *,
-    probes: int = 30,
-    tolerance: float | None = None,
-    max_probes: int = 10_000,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Estimate:
-    """The trace of A with its standard error.
-
-    The mean of zᵀAz over Rademacher probes z is unbiased (Hutchinson 1990,
-    doi:10.1080/03610919008812866). The standard error is the sample standard deviation over √probes.
-
-    Args:
-        A: the operator, order P.
-        probes: number of probes; with a tolerance, the smallest number.
-        tolerance: go on until the standard error is at most this share of the estimate.
-        max_probes: give up there (with a tolerance only).
-        seed: of the probes.
-        progress: called with (products done, products expected).
-
-    Returns:
-        The estimate; `converged` says whether the tolerance was reached (None without one).
-
-    Raises:
-        InputError: fewer than two probes, or a tolerance that is not positive.
-
-    Example:
-        >>> import torch, landscape as ls
-        >>> print(ls.trace(ls.as_operator(torch.diag(torch.tensor([1.0, 2.0])))))
-        3 ± 0
+    `sample` makes unbiased samples (m, n) from Rademacher probes z and the products Az, both (P, n);
+    `inside` gives the part (m,) of an orthonormal basis Q from Q and AQ: of A − PAP, P = I − QQᵀ.
     """
-    require_operator(A)
-    _check(probes, tolerance, max_probes)
-    A.expect(probes)
-    meter, source = Meter(A), generator(seed)
-    count, found = 0, []
-    while True:
-        block = rademacher(A, _next(count, probes, tolerance, max_probes), source)
-        found.append(dots(block, A.product(block)))
-        count += block.shape[1]
-        if progress is not None:
-            progress(count, max(count, probes))
-        if count < probes:
-            continue
-        together = torch.cat(found)  # the only numbers that leave the device
-        A.require_finite(together)
-        samples = together.tolist()
-        mean = math.fsum(samples) / count
-        error = math.sqrt(math.fsum((s - mean) ** 2 for s in samples) / (count - 1) / count)
-        reached = tolerance is not None and error <= tolerance * abs(mean)
-        if tolerance is None or reached or count >= max_probes:
-            converged = None if tolerance is None else reached
-            return Estimate(mean, error, count, converged, meter.read())
+
+    sample: Callable[[Tensor, Tensor], Tensor]
+    inside: Callable[[Tensor, Tensor], Tensor]
 
 
-def diagonal(
-    A: Operator,
-    *,
-    probes: int = 30,
-    tolerance: float | None = None,
-    max_probes: int = 10_000,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> DiagonalEstimate:
-    """The diagonal of A with a standard error for every entry.
-
-    The mean of z ∘ Az over Rademacher probes z is unbiased (Bekas, Kokiopoulou & Saad 2007,
-    doi:10.1016/j.apnum.2007.01.003).
-
-    Args and errors: as for `trace`, but the tolerance is on the norm of the standard errors over the
-    norm of the diagonal.
-
-    Example:
-        >>> import torch, landscape as ls
-        >>> ls.diagonal(ls.as_operator(torch.diag(torch.tensor([1.0, 2.0])))).value
-        tensor([1., 2.], dtype=torch.float64)
-    """
-    require_operator(A)
-    _check(probes, tolerance, max_probes)
-    A.expect(probes)
-    meter, source = Meter(A), generator(seed)
-    count = 0
-    mean = torch.zeros(A.shape[0], dtype=torch.float64, device=A.device)
-    squares = torch.zeros_like(mean)  # sum of squared deviations (Welford 1962)
-    while True:
-        block = rademacher(A, _next(count, probes, tolerance, max_probes), source)
-        for sample in (block * A.product(block)).double().T:
-            count += 1
-            deviation = sample - mean
-            mean += deviation / count
-            squares += deviation * (sample - mean)
-        if progress is not None:
-            progress(count, max(count, probes))
-        if count < probes:
-            continue
-        A.require_finite(mean)
-        error = (squares / ((count - 1) * count)).sqrt()
-        reached = tolerance is not None and bool(error.norm() <= tolerance * mean.norm())
-        if tolerance is None or reached or count >= max_probes:
-            converged = None if tolerance is None else reached
-            value, error = mean.to(A.dtype), error.to(A.dtype)
-            return DiagonalEstimate(value, error, count, converged, meter.read())
+def _quadratic_forms(probes: Tensor, products: Tensor) -> Tensor:
+    """zᵀAz (Hutchinson 1990, doi:10.1080/03610919008812866), shape (1, n)."""
+    return dots(probes, products)[None]
 
 
-def _check(probes: int, tolerance: float | None, max_probes: int) -> None:
-    if probes < 2:
-        raise InputError(f"probes is {probes}: a standard error needs at least 2")
-    if tolerance is not None and not tolerance > 0:
-        raise InputError(f"tolerance is {tolerance}: it must be positive, for example 0.01")
-    if tolerance is not None and max_probes < probes:
-        raise InputError(f"max_probes is {max_probes}: it must be at least probes, {probes}")
+def _trace_inside(basis: Tensor, images: Tensor) -> Tensor:
+    """tr A − tr PAP = tr QᵀAQ."""
+    return dots(basis, images).sum()[None]
 
 
-def _next(done: int, probes: int, tolerance: float | None, max_probes: int) -> int:
-    """Number of probes in the next block."""
-    end = probes if tolerance is None or done < probes else max_probes
-    return max(1, min(BLOCK, end - done))
+def _entries(probes: Tensor, products: Tensor) -> Tensor:
+    """z ∘ Az (Bekas, Kokiopoulou & Saad 2007, doi:10.1016/j.apnum.2007.01.003), shape (P, n)."""
+    return (probes * products).to(wide(probes))
+
+
+def _diagonal_inside(basis: Tensor, images: Tensor) -> Tensor:
+    """diag(A − PAP) = diag(2 AQQᵀ − QHQᵀ), H = QᵀAQ."""
+    inner = basis.T @ images
+    return (basis * (2 * images - basis @ ((inner + inner.T) / 2))).sum(1, dtype=wide(basis))
+
+
+TRACE = Quantity(_quadratic_forms, _trace_inside)
+DIAGONAL = Quantity(_entries, _diagonal_inside)
+
+
+def sampler(A: Operator, quantity: Quantity, source: torch.Generator) -> Callable[[int], Tensor]:
+    """A function that gives fresh samples (m, n), a block of at most BLOCK at a time."""
+
+    def draw(count: int) -> Tensor:
+        probes = rademacher(A, min(count, BLOCK), source)
+        return quantity.sample(probes, A.product(probes))
+
+    return draw
+
+
+def in_blocks(A: Operator, vectors: Tensor) -> Tensor:
+    """A times a block (P, k), BLOCK columns at a time."""
+    products = torch.empty_like(vectors)
+    for start in range(0, vectors.shape[1], BLOCK):
+        products[:, start : start + BLOCK] = A.product(vectors[:, start : start + BLOCK])
+    return products

@@ -13,10 +13,10 @@ from torch import Tensor
 from landscape.batches import digest
 from landscape.checkpoint import Resume, Stage, State, stage_of
 from landscape.errors import InputError
-from landscape.estimators.complement import Complement
 from landscape.estimators.krylov import Krylov, Ritz
 from landscape.estimators.probes import generator
 from landscape.estimators.sums import dots, norms
+from landscape.estimators.verification import Verification
 from landscape.operators.base import Operator, require_operator
 from landscape.results import Cost, Meter, Progress
 
@@ -328,7 +328,7 @@ class _Search:
         self.block, self.verify, self.source, self.progress = block, verify, source, progress
         self.k = sum(count for _, count in ends)
         self.space = Krylov(A, min(basis, A.shape[0] + block))
-        self.rest: Complement | None = None
+        self.rest: Verification | None = None
         self.norm, self.steps, self.missing, self.complete = 0.0, 0, 1.0, False
         # Ranks that the last pair of each end must reach, since better ones were seen.
         self.owed = [-math.inf] * len(ends)
@@ -411,7 +411,7 @@ class _Search:
             self.chosen = self._choose(self.ritz.values)
         if state["rest"] is not None:
             known = self.space.basis[: self.space.size]
-            self.rest = Complement(self.A, known, generator(0))
+            self.rest = Verification(self.A, known, generator(0))
             self.rest.restore(state["rest"])
 
     def _grow(self) -> None:
@@ -475,9 +475,9 @@ class _Search:
                 self.ritz = self.space.look()
                 self.chosen = self._choose(self.ritz.values)
                 break
-        self.rest = Complement(self.A, self.space.basis[: self.space.size], self.source)
+        self.rest = Verification(self.A, self.space.basis[: self.space.size], self.source)
 
-    def _look_elsewhere(self, rest: Complement) -> None:
+    def _look_elsewhere(self, rest: Verification) -> None:
         for _ in range(self.every):
             if rest.closed or self.exhausted:
                 break
@@ -496,7 +496,7 @@ class _Search:
             self.rest = None
 
     def _verdict(
-        self, rest: Complement, values: Array, bounds: Array, sign: int, threshold: float
+        self, rest: Verification, values: Array, bounds: Array, sign: int, threshold: float
     ) -> float | None:
         """How probable it is, at most, that something beyond the threshold is missing; None: go on."""
         if not len(values):

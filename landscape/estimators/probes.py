@@ -28,3 +28,10 @@ def gaussian(operator: Operator, count: int, source: torch.Generator) -> Tensor:
     """Independent standard normal entries, shape (P, count), drawn one vector after another."""
     draws = torch.randn(count, operator.shape[0], generator=source, dtype=torch.float64)
     return draws.T.to(operator.device, operator.dtype)
+
+
+def sphere(operator: Operator, count: int, source: torch.Generator) -> Tensor:
+    """Independent vectors uniform on the sphere of radius √P, shape (P, count): E[z zᵀ] = I."""
+    draws = torch.randn(count, operator.shape[0], generator=source, dtype=torch.float64)
+    draws *= operator.shape[0] ** 0.5 / draws.norm(dim=1, keepdim=True)
+    return draws.T.to(operator.device, operator.dtype)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -171,13 +171,7 @@ def spectral_density(
         raise InputError(f"tolerance is {tolerance}: it must be positive, for example 0.02")
     known, deflated = _known(A, deflate)
     size, k = A.shape[0], len(deflated.nodes)
-    work = {
-        "probes": probes,
-        "steps": steps,
-        "tolerance": tolerance,
-        "longest": longest,
-        "seed": seed,
-    }
+    work: dict[str, Any] = {"probes": probes, "steps": steps, "longest": longest, "seed": seed}
     work |= {"tolerance": tolerance, "reorthogonalize": reorthogonalize, "known": digest(known)}
     stage = stage_of(resume, A, "density", work)
     meter = stage.meter(A)

@@ -16,7 +16,7 @@ from landscape.operators.base import Operator
 Array = NDArray[np.float64]
 
 
-class Complement:
+class Verification:
     """Lanczos on (I − VVᵀ) A (I − VVᵀ) from a random vector, without keeping a basis.
 
     Only eigenvalues are read off, so that copies which rounding makes do no harm (Greenbaum 1989,
