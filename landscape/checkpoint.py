@@ -13,6 +13,7 @@ import torch
 
 from landscape.errors import InputError
 from landscape.operators.base import CurvatureOperator, Operator
+from landscape.operators.products.plan import Plan
 from landscape.results import Cost, Meter, atomic, jsonable
 
 SCHEMA = "landscape/resume/1"
@@ -122,6 +123,52 @@ class Stage:
 
 
 Resume = str | Path | Stage | None
+
+
+class Tape(Operator):
+    """An operator whose products are kept, in the order they were made, and given again to a later run.
+
+    For methods that decide by what they see: the same numbers lead to the same decisions. Where only
+    something small is made of a product, `record` keeps that instead.
+    """
+
+    def __init__(self, operator: Operator, stage: Stage, meter: Meter) -> None:
+        super().__init__(operator.shape[0], operator.dtype, operator.device)
+        self.operator, self._stage, self._meter = operator, stage, meter
+        self._kept: list[torch.Tensor] = [] if stage.state is None else stage.state["kept"]
+        self._played, self._recording = 0, False
+
+    def record(self, make: Callable[[], torch.Tensor], columns: int) -> torch.Tensor:
+        """What `make` gives, or gave in an earlier run, with products of so many columns in all."""
+        if self._played < len(self._kept):
+            result = self._kept[self._played].to(self.device)
+            self.products += columns
+        else:
+            self._recording = True
+            result = make()
+            self._recording = False
+            self._kept.append(result.clone())
+            self._stage.offer(self._meter, lambda: {"kept": self._kept})
+        self._played += 1
+        return result
+
+    @property
+    def plan(self) -> Plan | None:
+        return self.operator.plan
+
+    def expect(self, products: int, *, width: int = 1) -> None:
+        self.operator.expect(products, width=width)
+
+    def _multiply(self, block: torch.Tensor) -> torch.Tensor:
+        if self._recording:
+            return self.operator.product(block)
+        return self.record(lambda: self.operator.product(block), 0)
+
+    def _refresh(self) -> None:
+        self.operator._refresh()
+
+    def __repr__(self) -> str:
+        return repr(self.operator)
 
 
 def stage_of(resume: Resume, operator: Operator, name: str, work: Mapping[str, Any]) -> Stage:

@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ import landscape as ls
 from landscape import checkpoint
 from landscape.checkpoint import Checkpoint, Stage
 from landscape.estimators.lanczos import Eigenpairs
+from landscape.estimators.slq import SpectralDensity
 from landscape.operators.base import Operator
-from landscape.results import Meter
+from landscape.results import Estimate, Meter
 
 
 class Killed(Exception):
@@ -37,7 +39,7 @@ def mortal(A: Operator, lives: Iterator[int]) -> Operator:
     return A
 
 
-def revived(make: Callable[[], Operator], run: Callable[[Operator], object], seed: int) -> object:
+def revived(make: Callable[[], Operator], run: Callable[[Operator], Any], seed: int) -> Any:
     """The result of a run that is killed again and again, each time after a few products."""
     draws = np.random.default_rng(seed)
     lives = iter(lambda: int(draws.integers(2, 12)), -1)
@@ -81,9 +83,65 @@ def test_killed_searches_end_with_the_bits_of_undisturbed_ones(
     whole = run(make())
     file = tmp_path / "work.pt"
     pieces = revived(make, lambda A: run(A, file), seed=block)
-    assert equal(whole, pieces)  # type: ignore[arg-type]
+    assert equal(whole, pieces)
     # What is finished is read, not computed.
     assert equal(whole, run(mortal(make(), iter([1])), file))  # the fingerprint takes the one
+
+
+@pytest.mark.parametrize("steps", [40, "auto"])
+@pytest.mark.parametrize("reorthogonalize", [False, True])
+def test_killed_densities_end_with_the_bits_of_undisturbed_ones(
+    steps: int | str, reorthogonalize: bool, tmp_path: Path, eager: None
+) -> None:
+    matrix = with_spectrum(SPECTRA["network"])
+    pairs = ls.eigenpairs(ls.as_operator(matrix), 3)
+
+    def make() -> Operator:
+        return ls.as_operator(matrix, dtype=torch.float32)
+
+    def run(A: Operator, resume: Path | None = None) -> SpectralDensity:
+        return ls.spectral_density(
+            A,
+            probes=3,
+            steps=steps,
+            deflate=pairs,
+            reorthogonalize=reorthogonalize,
+            resume=resume,
+        )
+
+    whole, pieces = run(make()), revived(make, lambda A: run(A, tmp_path / "work.pt"), seed=0)
+    assert np.array_equal(whole.values, pieces.values)
+    for one, two in zip(whole.ritz, pieces.ritz, strict=True):
+        assert np.array_equal(one.nodes, two.nodes)
+        assert np.array_equal(one.weights, two.weights)
+    assert whole.steps == pieces.steps
+    assert whole.cost.products == pieces.cost.products
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "tolerance"),
+    [
+        ("network", "auto", 0.02),
+        ("indefinite", "auto", 0.1),
+        ("network", "hutchinson", 0.05),
+        ("network", "hutch++", 0.01),
+        ("network", "xtrace", 0.05),
+        ("network", "hutchinson", None),
+    ],
+)
+def test_killed_traces_end_with_the_bits_of_undisturbed_ones(
+    name: str, method: str, tolerance: float | None, tmp_path: Path, eager: None
+) -> None:
+    def make() -> Operator:
+        return ls.as_operator(with_spectrum(SPECTRA[name]), dtype=torch.float32)
+
+    def run(A: Operator, resume: Path | None = None) -> Estimate:
+        return ls.trace(A, method=method, tolerance=tolerance, probes=12, resume=resume)
+
+    whole, pieces = run(make()), revived(make, lambda A: run(A, tmp_path / "work.pt"), seed=0)
+    names = ("value", "standard_error", "lower", "upper", "probes", "method", "converged")
+    assert [getattr(whole, n) for n in names] == [getattr(pieces, n) for n in names]
+    assert whole.cost.products == pieces.cost.products
 
 
 def test_a_model_goes_on_with_its_execution_plan(tmp_path: Path, eager: None) -> None:
@@ -101,7 +159,7 @@ def test_a_model_goes_on_with_its_execution_plan(tmp_path: Path, eager: None) ->
         operators.append(A)
         return ls.eigenpairs(A, 3, resume=file)
 
-    assert equal(whole, revived(make, run, seed=0))  # type: ignore[arg-type]
+    assert equal(whole, revived(make, run, seed=0))
     assert len(operators) > 2
     assert {A.plan.engine for A in operators[1:]} == {"split"}  # type: ignore[union-attr]
 

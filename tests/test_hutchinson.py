@@ -11,7 +11,7 @@ from spectra import SPECTRA, small_net, small_net_hessian, with_spectrum
 from torch import Tensor
 
 import landscape as ls
-from landscape.estimators import hutchinson
+from landscape.estimators import auto, hutchinson
 from landscape.estimators.diagonal import DiagonalEstimate
 from landscape.estimators.probes import generator, rademacher
 
@@ -39,7 +39,7 @@ def test_mean_over_every_sign_vector_is_the_trace_and_the_diagonal(
         drawn += count
         return signs[:, drawn - count : drawn]
 
-    monkeypatch.setattr(hutchinson, "rademacher", next_signs)
+    monkeypatch.setattr(auto, "rademacher", next_signs)
     found = ls.trace(ls.as_operator(matrix), method="hutchinson", probes=32)
     assert found.value == pytest.approx(11.5, rel=1e-13)
     # Var zᵀAz = 2 Σ_{i≠j} a²_ij

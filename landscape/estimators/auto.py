@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from landscape.checkpoint import Tape
 from landscape.errors import InputError
 from landscape.estimators.deflated import Complement, orthonormal
 from landscape.estimators.exact import exact_diagonal
-from landscape.estimators.hutchinson import TRACE, Quantity, in_blocks, sampler
+from landscape.estimators.hutchinson import BLOCK, TRACE, Quantity, in_blocks
 from landscape.estimators.hutchpp import (
     FEWEST,
     affordable,
@@ -236,10 +237,15 @@ class _Run:
 
     def sample(self, samples: Running, first: int, method: str) -> Found:
         """The mean of fresh samples, after what is known exactly."""
-        fresh = sampler(self.A, self.quantity, self.source)
 
         def draw(count: int) -> Tensor:
-            block = fresh(count)
+            probes = rademacher(self.A, min(count, BLOCK), self.source)
+
+            def make() -> Tensor:
+                return self.quantity.sample(probes, self.A.product(probes))
+
+            whole = self.whole
+            block = whole.record(make, probes.shape[1]) if isinstance(whole, Tape) else make()
             self.report(count - block.shape[1])
             return block
 

@@ -24,8 +24,8 @@ class Complement(Operator):
     def plan(self) -> Plan | None:
         return self.operator.plan
 
-    def expect(self, products: int) -> None:
-        self.operator.expect(products)
+    def expect(self, products: int, *, width: int = 1) -> None:
+        self.operator.expect(products, width=width)
 
     def _multiply(self, block: Tensor) -> Tensor:
         return self._project(self.operator.product(self._project(block)))

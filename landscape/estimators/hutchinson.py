@@ -6,7 +6,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from landscape.estimators.probes import rademacher
 from landscape.estimators.sums import dots, wide
 from landscape.operators.base import Operator
 
@@ -47,16 +46,6 @@ def _diagonal_inside(basis: Tensor, images: Tensor) -> Tensor:
 
 TRACE = Quantity(_quadratic_forms, _trace_inside)
 DIAGONAL = Quantity(_entries, _diagonal_inside)
-
-
-def sampler(A: Operator, quantity: Quantity, source: torch.Generator) -> Callable[[int], Tensor]:
-    """A function that gives fresh samples (m, n), a block of at most BLOCK at a time."""
-
-    def draw(count: int) -> Tensor:
-        probes = rademacher(A, min(count, BLOCK), source)
-        return quantity.sample(probes, A.product(probes))
-
-    return draw
 
 
 def in_blocks(A: Operator, vectors: Tensor) -> Tensor:

@@ -1,14 +1,16 @@
 """The trace with a standard error and a confidence interval."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from landscape.batches import digest
+from landscape.checkpoint import Resume, Tape, stage_of
 from landscape.estimators.auto import estimate
 from landscape.estimators.hutchinson import TRACE
 from landscape.operators.base import Operator, require_operator
-from landscape.results import Estimate, Meter, Progress, student_quantile
+from landscape.results import Estimate, Progress, student_quantile
 
 if TYPE_CHECKING:
     from landscape.estimators.lanczos import Eigenpairs
@@ -28,6 +30,7 @@ def trace(
     deflate: "Eigenpairs | Tensor | None" = None,
     seed: int = 0,
     progress: Progress | None = None,
+    resume: Resume = None,
 ) -> Estimate:
     """The trace of A with its standard error and a confidence interval.
 
@@ -60,6 +63,8 @@ def trace(
             products. They need not be exact, only fixed before.
         seed: of the probes.
         progress: called with (products done, products expected).
+        resume: a file that keeps the products so far, of samples only their values, so that the same call
+            goes on after a kill; see `Checkpoint`.
 
     Returns:
         The estimate; `converged` says whether the tolerance was reached (None without one).
@@ -75,9 +80,17 @@ def trace(
         3 ± 0
     """
     require_operator(A)
-    meter = Meter(A)
+    work: dict[str, Any] = {"method": method, "probes": probes, "tolerance": tolerance}
+    vectors = getattr(deflate, "vectors", deflate)
+    work |= {
+        "budget": budget,
+        "deflate": None if vectors is None else digest(vectors),
+        "seed": seed,
+    }
+    stage = stage_of(resume, A, "trace", work)
+    meter = stage.meter(A)
     found = estimate(
-        A,
+        A if resume is None else Tape(A, stage, meter),
         TRACE,
         method,
         methods=METHODS,
