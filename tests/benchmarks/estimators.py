@@ -273,11 +273,11 @@ def resume(path: Path, rounds: int) -> dict[str, Any]:
     ls.eigenpairs(H, K, tolerance=GOAL)  # traced once for all
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(rounds):
-            for name in times:
+            for name, seconds in times.items():
                 file = Path(folder) / f"{turn}.pt" if name == "with" else None
                 start = time.perf_counter()
                 ls.eigenpairs(H, K, tolerance=GOAL, resume=file)
-                times[name].append(time.perf_counter() - start)
+                seconds.append(time.perf_counter() - start)
                 size = file.stat().st_size if file else 0
     median = {name: statistics.median(values) for name, values in times.items()}
     return {
