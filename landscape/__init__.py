@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from landscape.estimators.hutchinson import trace as trace
     from landscape.estimators.lanczos import eigenpairs as eigenpairs
     from landscape.estimators.slq import spectral_density as spectral_density
+    from landscape.estimators.solve import Solution as Solution
+    from landscape.estimators.solve import solve as solve
     from landscape.loading.archive import save_problem as save_problem
     from landscape.loading.problem import load_problem as load_problem
     from landscape.operators.base import Identity as Identity
@@ -44,6 +46,8 @@ _HOMES = {
     "trace": "estimators.hutchinson",
     "eigenpairs": "estimators.lanczos",
     "spectral_density": "estimators.slq",
+    "Solution": "estimators.solve",
+    "solve": "estimators.solve",
     "load_problem": "loading.problem",
     "save_problem": "loading.archive",
     "Identity": "operators.base",
@@ -68,6 +72,7 @@ __all__ = [
     "LandscapeError",
     "Operator",
     "Problem",
+    "Solution",
     "Spectrum",
     "UntrustedResult",
     "as_operator",
@@ -76,6 +81,7 @@ __all__ = [
     "eigenpairs",
     "load_problem",
     "save_problem",
+    "solve",
     "spectral_density",
     "spectrum",
     "trace",
