@@ -245,6 +245,31 @@ def test_inconsistent_systems_end_in_least_squares(name: str, dtype: torch.dtype
         assert (relative_residual(matrix, found.x, b) <= smallest * 1.0001).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cg_on_singular_systems_never_claims_and_never_explodes(dtype: torch.dtype) -> None:
+    """Outside the range CG diverges: it stops where curvature vanishes, or all digits are lost."""
+    for seed in (2, 5, 7, 21, 27):
+        rng = np.random.default_rng(seed)
+        bulk = rng.exponential(1, rng.integers(5, 80)) ** rng.integers(1, 4)
+        matrix = with_spectrum(np.r_[np.zeros(rng.integers(1, 30)), bulk], seed=seed)
+        b = columns(len(matrix), 2, seed=seed).to(dtype)
+        found = ls.solve(ls.as_operator(matrix, dtype=dtype), b, method="cg")
+        assert "converged" not in found.status
+        # A step or so after the residual has grown by 1/√eps.
+        assert (found.residual <= 4 / torch.finfo(dtype).eps ** 0.5).all()
+
+
+def test_float32_minres_stops_before_rounding_takes_back_what_was_gained() -> None:
+    """An eigenvalue −2e-4·‖B‖: without an eye on rounding the true residual would end above 1."""
+    spectrum = SPECTRA["negative definite"] + 0.1
+    b = columns(len(spectrum)).float()
+    found = ls.solve(
+        ls.as_operator(with_spectrum(spectrum), dtype=torch.float32), b, method="minres"
+    )
+    assert found.status[0] == "stagnation"
+    assert (found.residual < 0.7).all()
+
+
 def test_zero_matrix_has_no_curvature_and_nothing_to_solve() -> None:
     A = ls.as_operator(torch.zeros(4, 4))
     b = torch.ones(4, dtype=torch.float64)
