@@ -246,17 +246,20 @@ def test_inconsistent_systems_end_in_least_squares(name: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_cg_on_singular_systems_never_claims_and_never_explodes(dtype: torch.dtype) -> None:
-    """Outside the range CG diverges: it stops where curvature vanishes, or all digits are lost."""
-    for seed in (2, 5, 7, 21, 27):
+def test_cg_on_singular_systems_claims_nothing_and_auto_leaves_no_more_than_zero_does(
+    dtype: torch.dtype,
+) -> None:
+    """Outside the range CG diverges: it stops where curvature or all digits vanish."""
+    for seed in (2, 5, 27):
         rng = np.random.default_rng(seed)
         bulk = rng.exponential(1, rng.integers(5, 80)) ** rng.integers(1, 4)
         matrix = with_spectrum(np.r_[np.zeros(rng.integers(1, 30)), bulk], seed=seed)
         b = columns(len(matrix), 2, seed=seed).to(dtype)
         found = ls.solve(ls.as_operator(matrix, dtype=dtype), b, method="cg")
         assert "converged" not in found.status
-        # A step or so after the residual has grown by 1/√eps.
         assert (found.residual <= 4 / torch.finfo(dtype).eps ** 0.5).all()
+        found = ls.solve(ls.as_operator(matrix, dtype=dtype), b)
+        assert "converged" not in found.status and (found.residual <= 1).all()
 
 
 def test_float32_minres_stops_before_rounding_takes_back_what_was_gained() -> None:

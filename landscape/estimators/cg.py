@@ -12,8 +12,8 @@ class ConjugateGradients(Iteration):
 
     (Hestenes & Stiefel 1952, doi:10.6028/jres.049.044; Saad 2003, algorithm 9.1.) x_k minimises
     ½ xᵀBx − bᵀx over the Krylov space. A column stops before a step along a direction whose curvature
-    pᵀBp is not positive, up to rounding, and stops as broken down where the residual has outgrown all
-    its digits, or the preconditioner is not positive definite.
+    pᵀBp is not positive, up to rounding, and as broken down where the preconditioner is not positive
+    definite.
     """
 
     def __init__(
@@ -22,7 +22,6 @@ class ConjugateGradients(Iteration):
         super().__init__(product, inverse, b, goal, limits, size)
         self.p = self.inverse(self.r).clone()
         self.rho = dots(self.r, self.p)
-        self.most = self.norms / torch.finfo(b.dtype).eps ** 0.5
         self._stop(~(self.rho > 0), BREAKDOWN)
 
     def step(self) -> None:
@@ -37,7 +36,7 @@ class ConjugateGradients(Iteration):
         self._arrive()
         z = self.inverse(self.r)
         rho = dots(self.r, z)
-        self._stop(~(rho > 0) | (self.norms > self.most), BREAKDOWN)
+        self._stop(~(rho > 0), BREAKDOWN)
         self._stop(self.steps >= self.limits, LIMIT)
         beta = torch.where(self.running, rho / self.rho, 0).to(q)
         self.p, self.rho = torch.addcmul(z, self.p, beta), rho

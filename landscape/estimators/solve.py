@@ -12,7 +12,6 @@ from torch import Tensor
 from landscape.errors import InputError
 from landscape.estimators.cg import ConjugateGradients
 from landscape.estimators.krylov import (
-    BREAKDOWN,
     CONVERGED,
     NEGATIVE,
     RUNNING,
@@ -63,9 +62,8 @@ class Solution:
       positive definite.
     - "least squares": b is outside the range of A + damping·I, to within the tolerance; x minimises the
       residual.
-    - "stagnation": the rounding of the dtype allows no smaller residual.
-    - "breakdown": the preconditioner is not positive definite, or CG diverged, as it does where b is
-      outside the range of a singular matrix.
+    - "stagnation": rounding in this dtype lets the method get no further.
+    - "breakdown": the preconditioner is not positive definite.
     """
 
     x: Tensor
@@ -100,8 +98,9 @@ def solve(
 
     "cg" is for positive definite matrices (Hestenes & Stiefel 1952, doi:10.6028/jres.049.044), "minres"
     also for indefinite and singular ones (Paige & Saunders 1975, doi:10.1137/0712047), with a residual
-    that only falls. "auto" begins with CG; a column in which CG meets negative curvature, or breaks down,
-    goes on with MINRES, from there or from zero, whichever is nearer. Both hold about eight blocks of the size of b.
+    that only falls. "auto" begins with CG; a column in which CG meets negative curvature, or diverges, as
+    it does where b is outside the range of a singular matrix, goes on with MINRES, from there or from
+    zero, whichever leaves less. Both hold about eight blocks of the size of b.
 
     Rounding keeps the true residual of a method above about eps·‖A‖·‖x‖/‖b‖, in float32 often 1e-5
     or more, while the residual of its recurrence goes on falling. So the true one is measured, and a
@@ -206,13 +205,16 @@ class _Search:
             after = self.residual[place].tolist()
             again, other = [], []
             for column, code, old, new in zip(columns, codes, before, after, strict=True):
+                if new <= self.tolerance:  # what is measured counts
+                    code = CONVERGED
+                elif code == CONVERGED:
+                    code = STAGNATION
                 self.method[column], self.status[column] = name, _STATUS[code]
                 self.histories[column][-1] = new
-                if code in (CONVERGED, STAGNATION):
-                    self.status[column] = "converged" if new <= self.tolerance else "stagnation"
-                    if self.tolerance < new <= 0.5 * old:
-                        again.append(column)
-                elif code in (NEGATIVE, BREAKDOWN) and method == "auto" and name == "cg":
+                stuck = code == STAGNATION
+                if stuck and new <= 0.5 * old:
+                    again.append(column)
+                elif method == "auto" and name == "cg" and (code == NEGATIVE or stuck and new > 1):
                     other.append(column)
             queue += [(name, again)] if again else []
             if other:
