@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from landscape.analyses.bench import Bench as Bench
     from landscape.analyses.bench import bench as bench
+    from landscape.analyses.sampling import Sampling as Sampling
+    from landscape.analyses.sampling import sampling_error as sampling_error
     from landscape.analyses.spectrum import Spectrum as Spectrum
     from landscape.analyses.spectrum import spectrum as spectrum
     from landscape.errors import InputError as InputError
@@ -37,6 +39,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Bench": "analyses.bench",
     "bench": "analyses.bench",
+    "Sampling": "analyses.sampling",
+    "sampling_error": "analyses.sampling",
     "Spectrum": "analyses.spectrum",
     "spectrum": "analyses.spectrum",
     "InputError": "errors",
@@ -72,6 +76,7 @@ __all__ = [
     "LandscapeError",
     "Operator",
     "Problem",
+    "Sampling",
     "Solution",
     "Spectrum",
     "UntrustedResult",
@@ -80,6 +85,7 @@ __all__ = [
     "diagonal",
     "eigenpairs",
     "load_problem",
+    "sampling_error",
     "save_problem",
     "solve",
     "spectral_density",
