@@ -1,6 +1,7 @@
 """Parts of the data that are samples of the same kind: groups at random, and a growing subset."""
 
-from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,18 +50,17 @@ def random_groups(
     return dealt if same and dealt.terms == problem.terms else None
 
 
-def growing(problem: Problem, first: int, seed: int) -> Iterator[Problem]:
-    """The problem on ever more of its samples: `first`, twice as many, …, all of them.
+def nested(problem: Problem, first: int, *, seed: int = 0) -> dict[int, Any]:
+    """Data of ever more samples: `first`, twice as many, …, all of them; each holds those before it.
 
-    Every subset is seeded, holds the one before it, and keeps class proportions.
+    The subsets are seeded and keep class proportions.
     """
-    sizes = [first * 2**step for step in range(64) if first * 2**step < problem.samples]
-    subsets = [problem.data]
-    for size in reversed(sizes):  # a subset of a subset, from the largest down
-        subsets.append(take(subsets[-1], size, seed))
-    for subset in reversed(subsets[1:]):
-        yield problem.over(subset)
-    yield problem
+    sizes = [problem.samples]
+    sizes += [first * 2**i for i in reversed(range(64)) if first * 2**i < problem.samples]
+    subsets = {problem.samples: problem.data}
+    for larger, size in pairwise(sizes):  # a subset of a subset, from the largest down
+        subsets[size] = take(subsets[larger], size, seed)
+    return dict(reversed(subsets.items()))
 
 
 def _labels(held: list[object]) -> Tensor | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
 from landscape.analyses.groups import random_groups
@@ -44,7 +44,8 @@ class Sampling:
     above the population's eigenvalue in expectation, and `gradient_noise` the norm that the gradient of
     so many samples would show if the population's were zero: E‖ĝ‖² = ‖G‖² + gradient_noise².
     `at_random` says whether the groups were dealt at random; otherwise they are the batches as they
-    come, whose order must then mean nothing.
+    come, whose order must then mean nothing. `tolerance` is what the errors were to stay below as a share,
+    and `reached` whether they do, where the data were grown for that.
     """
 
     samples: int
@@ -59,6 +60,8 @@ class Sampling:
     gradient_norm: Sampled
     gradient_noise: float
     cost: Cost
+    tolerance: float | None = None
+    reached: bool | None = None
 
     @property
     def correction(self) -> float:
@@ -78,7 +81,8 @@ class Sampling:
                 return Sampled(**_numbers(value))
             if name == "cost":
                 return Cost(**value)
-            return value if name == "population" or value is not None else _NAN
+            unknown = value is None and name in ("quantile", "top_bias", "gradient_noise")
+            return _NAN if unknown else value
 
         return cls(**{f.name: read(f.name, saved[f.name]) for f in fields(cls)})
 
@@ -167,7 +171,7 @@ def sampling_error(
         population=population,
         groups=count,
         at_random=dealt is not None,
-        quantile=float(student.ppf(0.975, count - 1)) if count > 1 else _NAN,
+        quantile=float(stdtrit(count - 1, 0.975)) if count > 1 else _NAN,
         eigenvalues=[Sampled(*pair) for pair in zip(values.tolist(), errors.tolist(), strict=True)],
         top_bias=bias,
         trace=Sampled(trace, float(np.sqrt(across))),

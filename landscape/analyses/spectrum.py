@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscape.analyses.sampling import GROUPS, Sampling, sampling_error
 from landscape.errors import InputError
 from landscape.estimators.lanczos import (
     Eigenpairs,
@@ -78,6 +79,8 @@ class Spectrum:
     Σ|λ|; smaller values cannot be told from zero in the working precision. `density` integrates to 1 over its
     grid; `ritz` holds the quadrature of every probe. `eigenvectors`, of shape
     (P, number of eigenvalues), are not saved. `failures` lists, in words, what could not be trusted.
+    `sampling` is the error that comes from the choice of samples, of the eigenvalues and the smallest one
+    (None for an operator without samples, and in older files).
     """
 
     operator: str
@@ -95,6 +98,7 @@ class Spectrum:
     failures: list[str]
     cost: Cost
     provenance: dict[str, Any]
+    sampling: Sampling | None = None
     eigenvectors: Tensor | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,6 +117,7 @@ class Spectrum:
             "zero": self.zero,
             "density": {**self.density._asdict(), "axis": "linear"},
             "ritz": [measure._asdict() for measure in self.ritz],
+            "sampling": None if self.sampling is None else asdict(self.sampling),
             "failures": self.failures,
             "cost": asdict(self.cost),
             "provenance": self.provenance,
@@ -151,6 +156,7 @@ class Spectrum:
                 zero=saved["zero"],
                 density=SmoothDensity(**{**density, **arrays}),
                 ritz=[Measure(**{k: np.array(v) for k, v in m.items()}) for m in saved["ritz"]],
+                sampling=None if not (s := saved.get("sampling")) else Sampling.from_dict(s),
                 failures=list(saved["failures"]),
                 cost=Cost(**saved["cost"]),
                 provenance=dict(saved["provenance"]),
@@ -188,6 +194,9 @@ def spectrum(
     tolerance: float = 1e-4,
     max_steps: int | None = None,
     samples: int | None = None,
+    groups: int = GROUPS,
+    population: int | None = None,
+    proportional: bool | None = None,
     seed: int = 0,
     progress: Callable[[Phase, int, int], None] | None = None,
     command: str | None = None,
@@ -207,6 +216,9 @@ def spectrum(
             same probes.
         tolerance, max_steps: of the eigenvalues, see `eigenpairs`.
         samples: targets drawn per term for "fisher" (default: the exact expectation).
+        groups, population, proportional: for the error that comes from the choice of samples, see
+            `sampling_error`; it is left out with groups=0, and takes a loaded problem's `limit` as
+            proportional.
         seed: of all probes and starting vectors.
         progress: called with (phase, products done, products expected).
         command: the command line, for provenance.
@@ -255,6 +267,18 @@ def spectrum(
     ]
     # Eigenvalues smaller than this are rounding.
     zero = 10 * rounding(A) * max(abs(pair.value) for pair in found)
+    sampling = None
+    if groups and isinstance(A, CurvatureOperator):
+        if proportional is None:
+            proportional = A.problem.origin.get("limit") == A.problem.samples
+        sampling = sampling_error(
+            A,
+            pairs.vectors,
+            groups=groups,
+            population=population,
+            proportional=proportional,
+            seed=seed,
+        )
     energies = [_negative_energy(measure, zero) for measure in density.ritz]
     return Spectrum(
         operator=type(A).__name__,
@@ -274,6 +298,7 @@ def spectrum(
         provenance=provenance(A, seed=seed, command=command)
         | {"residual_dtype": str(pairs.values.dtype).removeprefix("torch.")}
         | {"arguments": {"top": top, "probes": probes, "steps": steps, "tolerance": tolerance}},
+        sampling=sampling,
         eigenvectors=pairs.vectors[:, :top],
     )
 
