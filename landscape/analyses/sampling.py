@@ -110,8 +110,11 @@ def sampling_error(
 
     The trace is Σ vᵀHv plus zᵀHz over probes z orthogonal to the vectors; the variance over the data is
     that between groups of products of two different probes, so that the error of the probes does not
-    enter. The samples must be independent draws: correlated ones, such as windows of one text or augmented
-    copies, make the error larger than this says.
+    enter.
+
+    The weights are held fixed and the samples must be independent draws. Correlated ones, such as windows
+    of one text or augmented copies, make the error larger than this says; on the samples that the weights
+    were trained on, what fresh ones would show differs by overfitting besides.
 
     Args:
         A: a curvature operator; its own data are the samples.
@@ -150,11 +153,15 @@ def sampling_error(
     k, count = vectors.shape[1], len(sums["terms"])
     total = {name: part.sum(0) for name, part in sums.items()}
     whole = _estimates(A, total, k)
-    # Without each group in turn.
-    others = [
-        _estimates(A, {name: total[name] - part[i] for name, part in sums.items()}, k)
-        for i in range(count)
-    ]
+    # Without each group in turn, which leaves nothing of one.
+    others = (
+        [{name: value * _NAN for name, value in whole.items()}]
+        if count == 1
+        else [
+            _estimates(A, {name: total[name] - part[i] for name, part in sums.items()}, k)
+            for i in range(count)
+        ]
+    )
     parts = {name: np.stack([other[name] for other in others]) for name in whole}
     values, errors = whole["eigenvalues"], _jackknife(parts["eigenvalues"])
     # Var(S + r_z, over the data) from different probes z only: their own errors are independent.
