@@ -261,7 +261,7 @@ def _describe_sampling(sampling: "Sampling") -> tuple[str, str]:
         return f"{sampling.samples:,} samples", "in one batch that cannot be cut: no data error"
     population = sampling.population
     whole = "their distribution" if population is None else f"all {population:,} samples"
-    return f"{sampling.samples:,} samples in {groups}", f"± is one standard error, about {whole}"
+    return f"{sampling.samples:,} samples in {groups}", f"± about {whole}"
 
 
 def _describe(about: dict[str, Any]) -> str:

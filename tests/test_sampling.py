@@ -144,15 +144,18 @@ def test_ragged_numbers_of_terms_make_a_ratio_estimator() -> None:
 )
 def test_every_operator_is_resampled_like_its_dense_matrix(operator: str) -> None:
     """The jackknife by hand: the operator built anew without each group in turn."""
-    rows = torch.arange(48)
-    A = getattr(ls, operator)(problem(rows, batch_size=20))
+    model, inputs, target = population()
+    target = target[:48].clone()
+    target[::5] = -100  # ignored, so that groups differ in their number of terms
+    A = getattr(ls, operator)(
+        ls.Problem(model, "cross_entropy", (inputs[:48], target), batch_size=20)
+    )
     values, vectors = leading(A.dense(), 2)
     found = ls.sampling_error(A, vectors, groups=6, seed=5)
     assert [e.value for e in found.eigenvalues] == pytest.approx(values.tolist(), rel=1e-9)
     dealt = random_groups(A.problem, 6, seed=5)
     assert dealt is not None and dealt.batch_count == 6
     parts = list(dealt.batches())
-    model, *_ = population()
     without = []
     for left_out in range(6):
         kept = [part for i, part in enumerate(parts) if i != left_out]
@@ -163,6 +166,41 @@ def test_every_operator_is_resampled_like_its_dense_matrix(operator: str) -> Non
     assert [e.standard_error for e in found.eigenvalues] == pytest.approx(
         expected.tolist(), rel=1e-6
     )
+
+
+def test_bias_of_the_top_is_second_order_perturbation_theory() -> None:
+    """With one group per sample: Σ_j E(v_jᵀδH v₁)² / (λ₁ − λ_j), here over all vectors, then over two."""
+    rows, n = torch.arange(150), 150
+    values, vectors = leading(dense(rows), 15)
+    each = torch.stack([vectors.T @ (dense(rows[i : i + 1]) @ vectors[:, 0]) for i in rows])
+    moved = ((each - each.mean(0)) ** 2).sum(0) / (n * (n - 1))
+    A = ls.Hessian(problem(rows))
+    found = ls.sampling_error(A, vectors[:, :14], groups=n).top_bias
+    exact = float((moved[1:] / (values[0] - values[1:])).sum())
+    assert found == pytest.approx(exact, rel=1e-6)
+    # All that is not known as one direction, with the mean of the eigenvalues left (from probes).
+    rest = float(values[2:].mean())
+    coarse = float(moved[1] / (values[0] - values[1]) + moved[2:].sum() / (values[0] - rest))
+    found = ls.sampling_error(A, vectors[:, :2], groups=n, probes=60).top_bias
+    assert found == pytest.approx(coarse, rel=0.02)
+    assert math.isnan(ls.sampling_error(A, vectors[:, [1, 0]], groups=n).top_bias)
+
+
+def test_data_error_of_the_trace_leaves_the_error_of_the_probes_out() -> None:
+    """x of length r on a sphere: tr 2xxᵀ = 2r² hardly varies, zᵀ(2xxᵀ)z varies much."""
+    generator = torch.Generator().manual_seed(0)
+    directions = F.normalize(torch.randn(400, 8, generator=generator, dtype=torch.float64))
+    squares = 1 + 0.3 * torch.randn(400, generator=generator, dtype=torch.float64).clamp(-3, 3)
+    x = directions * squares[:, None].abs().sqrt()
+    A = ls.Hessian(
+        ls.Problem(nn.Linear(8, 1, bias=False).double(), "mse", (x, torch.zeros(400, 1)))
+    )
+    vectors = leading(A.dense(), 1)[1]
+    found = [ls.sampling_error(A, vectors, probes=20, seed=seed).trace for seed in range(6)]
+    truth = float((2 * squares.abs()).std()) / 20
+    root = np.sqrt(np.mean([trace.standard_error**2 for trace in found]))
+    # The error of 20 probes would make it 1.45 times as large; a sixth of that is noise of the groups.
+    assert root == pytest.approx(truth, rel=0.2)
 
 
 def test_products_by_batch_add_up_to_the_product() -> None:
@@ -309,7 +347,7 @@ def test_intervals_cover_the_population(proportional: bool) -> None:
     model, inputs, target = population()
     matrix = dense()
     truth = np.array([float(leading(matrix, 1)[0][0]), float(matrix.trace())])
-    truth = np.append(truth, float(F.cross_entropy(model(inputs), target)))
+    truth = np.append(truth, F.cross_entropy(model(inputs), target).item())
     inside = []
     for seed in range(200):
         rows = torch.from_numpy(np.random.default_rng(seed).choice(POPULATION, 200, replace=False))
@@ -389,11 +427,20 @@ def test_all_data_are_enough_and_have_no_error_about_themselves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("landscape.analyses.growth.MOST_PROBES", 20)
+    asked: list[bool] = []
+
+    def spy(part: ls.Problem, **options) -> ls.Spectrum:  # type: ignore[no-untyped-def]
+        asked.append(options["proportional"])
+        assert options["proportional"] == (part.samples < 120)
+        return ls.spectrum(part, **options)
+
+    monkeypatch.setattr("landscape.analyses.growth.spectrum", spy)
     about = problem(torch.arange(120))
     found = spectrum_on_enough_data(about, data_tolerance=1e-3, first=50, steps=8, top=1)
     assert found.sampling is not None
     assert found.sampling.samples == 120 and found.sampling.correction == 0
     assert not found.sampling.reached  # the probes do not come that far
+    assert asked[0] and not asked[-1]
     assert "over 20 probes" in found.failures[-1]
     with pytest.raises(ls.InputError, match="data_tolerance is 0: it must be positive"):
         spectrum_on_enough_data(about, data_tolerance=0)

@@ -298,7 +298,7 @@ def _top_bias(values: Array, tops: Array, deviation: float, rest: float) -> floa
     other = max(0.0, inflation * deviation - known.sum())
     gaps = np.append(values[0] - values[1:], values[0] - rest)
     moved = np.append(known[1:], other)
-    if (gaps**2 <= moved).any():  # the vectors mix: no perturbation
+    if (gaps <= np.sqrt(moved)).any():  # the vectors mix: no perturbation
         return _NAN
     return float((moved / gaps).sum())
 
