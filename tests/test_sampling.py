@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import landscape as ls
 from landscape.analyses.groups import nested, random_groups
-from landscape.analyses.growth import spectrum_on_enough_data
+from landscape.analyses.growth import _enough, spectrum_on_enough_data
 from landscape.analyses.sampling import Sampled, Sampling
 from landscape.loading.subset import take
 from landscape.results import jsonable
@@ -196,11 +196,11 @@ def test_data_error_of_the_trace_leaves_the_error_of_the_probes_out() -> None:
         ls.Problem(nn.Linear(8, 1, bias=False).double(), "mse", (x, torch.zeros(400, 1)))
     )
     vectors = leading(A.dense(), 1)[1]
-    found = [ls.sampling_error(A, vectors, probes=20, seed=seed).trace for seed in range(6)]
+    found = [ls.sampling_error(A, vectors, probes=20, groups=200, seed=s).trace for s in range(6)]
     truth = float((2 * squares.abs()).std()) / 20
     root = np.sqrt(np.mean([trace.standard_error**2 for trace in found]))
-    # The error of 20 probes would make it 1.45 times as large; a sixth of that is noise of the groups.
-    assert root == pytest.approx(truth, rel=0.2)
+    # With the error of 20 probes in it, it would be 1.26 times as large.
+    assert root == pytest.approx(truth, rel=0.1)
 
 
 def test_products_by_batch_add_up_to_the_product() -> None:
@@ -421,6 +421,16 @@ def test_data_grow_until_the_errors_are_small_enough() -> None:
     assert tight.cost.products > loose.cost.products
     again = measured(data_tolerance=0.3)
     assert again.eigenvalues == loose.eigenvalues
+
+
+def test_enough_follows_from_the_error_of_draws_without_replacement() -> None:
+    """Standard errors are as √(1/n − 1/N): from 100 to 400 of 1,000 they fall by √6."""
+    sizes = [100, 200, 400, 800, 1000]
+    assert _enough(100, sizes, 0.9) == 100
+    assert _enough(100, sizes, 6**0.5 - 1e-6) == 400
+    assert _enough(100, sizes, 6**0.5 + 1e-6) == 800
+    assert _enough(200, sizes, 1.01) == 400
+    assert _enough(200, sizes, math.inf) == 1000
 
 
 def test_all_data_are_enough_and_have_no_error_about_themselves(

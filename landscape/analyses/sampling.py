@@ -110,7 +110,7 @@ def sampling_error(
 
     The trace is Σ vᵀHv plus zᵀHz over probes z orthogonal to the vectors; the variance over the data is
     that between groups of products of two different probes, so that the error of the probes does not
-    enter.
+    enter; the standard error is at least half of that with it.
 
     The weights are held fixed and the samples must be independent draws. Correlated ones, such as windows
     of one text or augmented copies, make the error larger than this says; on the samples that the weights
@@ -167,7 +167,7 @@ def sampling_error(
     # Var(S + r_z, over the data) from different probes z only: their own errors are independent.
     mixed = _covariance(parts["trace"])
     across = (mixed.sum() - mixed.trace()) / (probes * (probes - 1))
-    across = across if across > 0 else mixed.mean()  # which holds their errors too
+    across = max(across, mixed.mean() / 4)  # few groups may make it far too small
     trace = float(whole["trace"].mean())
     scale = float(A.divisor(total["terms"], total["rows"]))
     centred = not isinstance(A, GradientCovariance)  # the products by batch are not centred there
