@@ -111,12 +111,12 @@ Loss = Annotated[
     ),
 ]
 Limit = Annotated[
-    int | None,
+    str | None,
     typer.Option(
         "--limit",
-        metavar="N",
-        min=0,
-        help="Use N samples, a seeded random subset with class proportions kept; 0: all of them.",
+        metavar="N|auto",
+        help="Use N samples, a seeded random subset with class proportions kept; 0: all of them; auto "
+        "(spectrum only): as many as --data-tolerance needs.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -244,6 +244,18 @@ def parse_arguments(text: str | None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"--model-args {text!r} is no JSON object, such as '{{\"width\": 64}}'")
     return found
+
+
+def parse_limit(text: str | None) -> int | None:
+    """The number of samples of `--limit`."""
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise InputError(
+            f"--limit {text!r} is no number of samples: write one, such as 512, 0 for all of them, or, "
+            "for landscape spectrum, auto"
+        )
+    return int(text)
 
 
 def parse_dtype(name: str | None) -> "torch.dtype | None":
@@ -388,7 +400,7 @@ class ModelOptions:
             tokenizer=self.tokenizer,
             context=self.context,
             loss=self.loss,
-            limit=self.limit,
+            limit=parse_limit(self.limit),
             batch_size=self.batch_size,
             params=self.params or "*",
             norm_stats=parse_norm_stats(self.norm_stats),

@@ -1,7 +1,9 @@
 """`landscape spectrum`: eigenvalue density, leading eigenvalues and trace of a trained model."""
 
+import math
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +18,7 @@ from .output import console, printable, require_folder, require_other, write_jso
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from landscape.analyses.sampling import Sampling
     from landscape.analyses.spectrum import Spectrum
 
 
@@ -74,6 +77,16 @@ def spectrum(
             rich_help_panel=CURVATURE,
         ),
     ] = None,
+    data_tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--data-tolerance",
+            metavar="SHARE",
+            help="With --limit auto: accepted standard error of λ₁ and trace, as a share, from the choice "
+            "of samples and over probes. [default: 0.05]",
+            rich_help_panel=CURVATURE,
+        ),
+    ] = None,
     axis: Annotated[
         str,
         typer.Option(
@@ -120,13 +133,15 @@ def spectrum(
     """Eigenvalue density, leading eigenvalues and trace of a trained model's curvature.
 
     Every number comes with its error: eigenvalues with their residual, trace and density with their
-    standard error over probes. Exit code 3 when an eigenvalue did not converge; the results are written
+    standard error over probes; and, as "data", with the standard error that comes from having measured on
+    these samples. Exit code 3 when an eigenvalue did not converge; the results are written
     all the same.
 
         landscape demo -o model.pt && landscape spectrum model.pt
 
         landscape spectrum weights.pt --model my.net:build --data my.data:train --loss cross_entropy
     """
+    from landscape.analyses.growth import spectrum_on_enough_data
     from landscape.analyses.spectrum import spectrum as analyse
     from landscape.plots.spectrum import require_ending
     from landscape.plots.spectrum_picture import check_axis
@@ -153,9 +168,17 @@ def spectrum(
         raise InputError(f"the figure and the numbers would both be written to {str(figure)!r}")
     execution = about.execution()
     messages = console(stderr=True)
+    given: dict[str, Any] = {}
+    if grows := about.limit == "auto":
+        about = replace(about, limit="0")
+        given["data_tolerance"] = 0.05 if data_tolerance is None else data_tolerance
+    elif data_tolerance is not None:
+        raise InputError(
+            "--data-tolerance says when --limit auto has enough: add that, or leave it out"
+        )
     problem = about.load(messages)
     with phases(messages) as progress:
-        result = analyse(
+        result = (spectrum_on_enough_data if grows else analyse)(
             problem,
             operator=operator,
             top=top,
@@ -167,6 +190,7 @@ def spectrum(
             seed=about.seed,
             progress=progress,
             command=shlex.join(["landscape", *sys.argv[1:]]),
+            **given,
             **execution,
         )
     # The numbers first: drawing may fail for reasons of its own.
@@ -192,20 +216,20 @@ def _show(screen: "Console", result: "Spectrum", model: Path, written: list[Path
     table.add_column(style="dim", no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(style="dim")
-    table.add_row(
-        "loss", f"{result.loss:.6g}", f"gradient norm {number(result.gradient_norm or 0.0, 3)}"
-    )
+    data = _data_errors(result)
+    gradient = f"gradient norm {number(result.gradient_norm or 0.0, 3)}"
+    table.add_row("loss", f"{result.loss:.6g}", _listed(data.get("loss"), gradient))
     pairs = [(f"λ{i + 1}", pair) for i, pair in enumerate(result.eigenvalues)]
     if result.parameters > len(pairs):
         pairs.append(("λ min", result.smallest_eigenvalue))
     for name, pair in pairs:
-        note = "" if pair.converged else "[red]not converged[/red]"
-        table.add_row(name, with_error(pair.value, pair.residual), note)
+        note = None if pair.converged else "[red]not converged[/red]"
+        table.add_row(name, with_error(pair.value, pair.residual), _listed(data.get(name), note))
     arguments = result.provenance["arguments"]
     table.add_row(
         "trace",
         with_error(result.trace.value, result.trace.standard_error),
-        f"standard error over {arguments['probes']} probes",
+        _listed(f"standard error over {arguments['probes']} probes", data.get("trace")),
     )
     mass, energy = result.negative_mass, result.negative_energy
     table.add_row(
@@ -233,6 +257,8 @@ def _show(screen: "Console", result: "Spectrum", model: Path, written: list[Path
             f"at {count(criteria.probes, 'probe')} × {count(criteria.steps, 'step')}, "
             f"{criteria.deflated} deflated{basis}",
         )
+    if result.sampling is not None:
+        table.add_row("data", *_describe_sampling(result.sampling))
     cost = result.cost
     gradients = (
         ""
@@ -247,6 +273,44 @@ def _show(screen: "Console", result: "Spectrum", model: Path, written: list[Path
     screen.print(table)
     for path in written:
         screen.print(f"wrote {escape(str(path))}", soft_wrap=True)
+
+
+def _listed(*parts: str | None) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def _data_errors(result: "Spectrum") -> dict[str, str]:
+    """By the name of its row, the standard error of a number that comes from the choice of samples."""
+    from landscape.numerals import number
+
+    sampling = result.sampling
+    if sampling is None:
+        return {}
+    names = [f"λ{i + 1}" for i in range(len(result.eigenvalues))] + ["λ min"]
+    rows = dict(zip(names, sampling.eigenvalues, strict=False))  # no λ min where λ1 … are all
+    rows |= {"trace": sampling.trace, "loss": sampling.loss}
+    return {
+        name: f"data ± {number(sampling.correction * found.standard_error)}"
+        for name, found in rows.items()
+        if not math.isnan(found.standard_error)
+    }
+
+
+def _describe_sampling(sampling: "Sampling") -> tuple[str, str]:
+    """What the data errors were found from, and what they are about."""
+    from landscape.numerals import count
+
+    kind = (
+        ("random group", None)
+        if sampling.at_random
+        else ("batch as it comes", "batches as they come")
+    )
+    groups = count(sampling.groups, *kind)
+    if sampling.groups < 2:
+        return f"{sampling.samples:,} samples", "in one batch that cannot be cut: no data error"
+    population = sampling.population
+    whole = "their distribution" if population is None else f"all {population:,} samples"
+    return f"{sampling.samples:,} samples in {groups}", f"± about {whole}"
 
 
 def describe(about: dict[str, Any]) -> str:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from landscape.analyses.bench import bench as bench
     from landscape.analyses.layers import Layers as Layers
     from landscape.analyses.layers import layers as layers
+    from landscape.analyses.sampling import Sampling as Sampling
+    from landscape.analyses.sampling import sampling_error as sampling_error
     from landscape.analyses.spectrum import Spectrum as Spectrum
     from landscape.analyses.spectrum import spectrum as spectrum
     from landscape.errors import InputError as InputError
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from landscape.estimators.functionals import log_determinant as log_determinant
     from landscape.estimators.lanczos import eigenpairs as eigenpairs
     from landscape.estimators.slq import spectral_density as spectral_density
+    from landscape.estimators.solve import Solution as Solution
+    from landscape.estimators.solve import solve as solve
     from landscape.estimators.trace import trace as trace
     from landscape.loading.archive import save_problem as save_problem
     from landscape.loading.problem import load_problem as load_problem
@@ -43,6 +47,8 @@ _HOMES = {
     "bench": "analyses.bench",
     "Layers": "analyses.layers",
     "layers": "analyses.layers",
+    "Sampling": "analyses.sampling",
+    "sampling_error": "analyses.sampling",
     "Spectrum": "analyses.spectrum",
     "spectrum": "analyses.spectrum",
     "InputError": "errors",
@@ -56,6 +62,8 @@ _HOMES = {
     "eigenpairs": "estimators.lanczos",
     "spectral_density": "estimators.slq",
     "trace": "estimators.trace",
+    "Solution": "estimators.solve",
+    "solve": "estimators.solve",
     "load_problem": "loading.problem",
     "save_problem": "loading.archive",
     "Identity": "operators.base",
@@ -81,6 +89,8 @@ __all__ = [
     "Layers",
     "Operator",
     "Problem",
+    "Sampling",
+    "Solution",
     "Spectrum",
     "UntrustedResult",
     "as_operator",
@@ -93,7 +103,9 @@ __all__ = [
     "layers",
     "load_problem",
     "log_determinant",
+    "sampling_error",
     "save_problem",
+    "solve",
     "spectral_density",
     "spectrum",
     "trace",

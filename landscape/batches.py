@@ -205,6 +205,28 @@ def take_rows(thing: Any, start: int | None, stop: int | None) -> Any:
     return thing
 
 
+def join(parts: Sequence[Any]) -> Any:
+    """One batch of the rows of several: tensors are concatenated, containers keep their kind.
+
+    Raises:
+        ValueError: they differ in kind or shape.
+    """
+    first = parts[0]
+    if isinstance(first, Tensor):
+        if not first.ndim or any(part.shape[1:] != first.shape[1:] for part in parts):
+            raise ValueError("rows of different shapes do not make one batch")
+        return torch.cat(list(parts))
+    if isinstance(first, Mapping):
+        if any(set(part) != set(first) for part in parts):
+            raise ValueError("batches with different keys do not make one")
+        return {key: join([part[key] for part in parts]) for key in first}
+    if isinstance(first, tuple) and hasattr(first, "_fields"):
+        return type(first)(*map(join, zip(*parts, strict=True)))
+    if isinstance(first, (list, tuple)):
+        return type(first)(map(join, zip(*parts, strict=True)))
+    raise ValueError(f"a {type(first).__name__} is no rows")
+
+
 def digest(batch: Any) -> str:
     """SHA-256 over the tensors of a batch: names, dtypes, shapes and bytes."""
     total = hashlib.sha256()

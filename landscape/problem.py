@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -169,8 +169,12 @@ class Problem:
                 kept += [] if kept else [batches.take_rows(batch, 0, room)]
                 break
             kept.append(batch)
+        return self.over(kept)
+
+    def over(self, data: Iterable[Any]) -> "Problem":
+        """The same loss over other batches, a re-iterable of them, which are looked at as the first were."""
         other = copy.copy(self)
-        other.data, other._kept, other._gradient_seconds, other._used = kept, None, None, None
+        other.data, other._kept, other._gradient_seconds, other._used = data, None, None, None
         other.graphs_checked = Counter()
         other._survey()
         return other
@@ -269,6 +273,10 @@ class Problem:
 
     def _batch_norms(self) -> list[nn.Module]:
         return [module for module in self.modules if keeps_statistics(module)]
+
+    def uses_batch_statistics(self) -> bool:
+        """Whether some layer normalises by the batch, so that its samples belong together."""
+        return bool(self._batch_norms()) and self._norm_stats_used() != "running"
 
     def _norm_stats_used(self) -> str:
         """The statistics that batch normalisation really uses; some layers keep no running ones."""

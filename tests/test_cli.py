@@ -114,6 +114,29 @@ def test_state_dict_with_a_factory_of_the_users(run: Run, tmp_path: Path) -> Non
     assert wrong.returncode == 2 and "do not fit Sequential" in wrong.stderr
 
 
+def test_errors_from_the_choice_of_samples_stand_beside_the_others(
+    run: Run, tiny_archive: Path
+) -> None:
+    done = run("spectrum", tiny_archive, *QUICK, "--json", "r.json")
+    assert done.returncode == 0
+    result = json.loads(Path("r.json").read_text())
+    assert result["sampling"]["samples"] == 64 and result["sampling"]["population"] is None
+    assert done.stdout.count("data ± ") == 8  # loss, λ1 … λ5, λ min, trace
+    assert "64 samples in 32 random groups" in done.stdout
+    assert "about their distribution" in done.stdout
+
+
+def test_limit_auto_grows_the_data_until_they_are_enough(run: Run, tiny_archive: Path) -> None:
+    auto = ("spectrum", tiny_archive, *QUICK, "--top", "1", "--limit", "auto", "--json", "r.json")
+    done = run(*auto, "--data-tolerance", "0.5")
+    assert done.returncode == 0, done.stderr
+    sampling = json.loads(Path("r.json").read_text())["sampling"]
+    assert (sampling["reached"], sampling["tolerance"]) == (True, 0.5)
+    assert (sampling["samples"], sampling["population"]) == (256, 354)
+    assert "256 samples in 32 random groups" in done.stdout
+    assert "about all 354 samples" in done.stdout
+
+
 WRONG: list[tuple[list[str], str]] = [
     (["spectrum", "missing.pt"], "there is no file 'missing.pt'"),
     (["spectrum"], "Missing argument"),
@@ -124,6 +147,14 @@ WRONG: list[tuple[list[str], str]] = [
     (["spectrum", "MODEL", "--top", "100000"], "top is 100000"),
     (["spectrum", "MODEL", "--operator", "jacobian"], "unknown operator 'jacobian'"),
     (["spectrum", "MODEL", "--samples", "2"], "only goes with the operator 'fisher'"),
+    (["spectrum", "MODEL", "--limit", "many"], "--limit 'many' is no number of samples"),
+    (["spectrum", "MODEL", "--limit", "-3"], "--limit '-3' is no number of samples"),
+    (["check", "MODEL", "--limit", "auto"], "for landscape spectrum, auto"),
+    (["spectrum", "MODEL", "--data-tolerance", "0.1"], "--limit auto has enough"),
+    (
+        ["spectrum", "MODEL", "--limit", "auto", "--data-tolerance", "0"],
+        "data_tolerance is 0.0: it must be positive",
+    ),
     (["spectrum", "MODEL", "--params", "layer9.*"], "no trainable parameter matches 'layer9.*'"),
     (["spectrum", "MODEL", "--data", "imagenet"], "unknown data 'imagenet'"),
     (["spectrum", "MODEL", "--data", "digits"], "the data do not fit the model: "),

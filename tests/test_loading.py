@@ -74,6 +74,7 @@ def test_state_dict_needs_a_model_and_data(tmp_path: Path) -> None:
         "kind": "file of torch.save holding weights",
         "data": "diabetes",
         "seed": 0,
+        "limit": None,
         "said": said,
     }
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscape.analyses.sampling import GROUPS, Sampling, sampling_error
 from landscape.errors import InputError
 from landscape.estimators.criteria import Criteria, criteria_of
 from landscape.estimators.functionals import Functional, Functionals, functionals
@@ -83,6 +84,8 @@ class Spectrum:
     mass 1/P. `functionals` and `criteria` are made from it (None in files of earlier versions).
     `eigenvectors`, of shape (P, number of eigenvalues), are not saved. `failures` lists, in words, what
     could not be trusted.
+    `sampling` is the error that comes from the choice of samples, of the eigenvalues and the smallest one
+    (None for an operator without samples, and in older files).
     """
 
     operator: str
@@ -102,6 +105,7 @@ class Spectrum:
     provenance: dict[str, Any]
     functionals: Functionals | None = None
     criteria: Criteria | None = None
+    sampling: Sampling | None = None
     eigenvectors: Tensor | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,6 +126,7 @@ class Spectrum:
             "ritz": [measure._asdict() for measure in self.ritz],
             "functionals": None if self.functionals is None else asdict(self.functionals),
             "criteria": None if self.criteria is None else asdict(self.criteria),
+            "sampling": None if self.sampling is None else asdict(self.sampling),
             "failures": self.failures,
             "cost": asdict(self.cost),
             "provenance": self.provenance,
@@ -162,6 +167,7 @@ class Spectrum:
                 ritz=[Measure(**{k: np.array(v) for k, v in m.items()}) for m in saved["ritz"]],
                 functionals=_functionals(saved.get("functionals")),
                 criteria=_criteria(saved.get("criteria")),
+                sampling=None if not (s := saved.get("sampling")) else Sampling.from_dict(s),
                 failures=list(saved["failures"]),
                 cost=Cost(**saved["cost"]),
                 provenance=dict(saved["provenance"]),
@@ -199,6 +205,9 @@ def spectrum(
     tolerance: float = 1e-4,
     max_steps: int | None = None,
     samples: int | None = None,
+    groups: int = GROUPS,
+    population: int | None = None,
+    proportional: bool | None = None,
     seed: int = 0,
     progress: Callable[[Phase, int, int], None] | None = None,
     command: str | None = None,
@@ -219,6 +228,9 @@ def spectrum(
             same probes.
         tolerance, max_steps: of the eigenvalues, see `eigenpairs`.
         samples: targets drawn per term for "fisher" (default: the exact expectation).
+        groups, population, proportional: for the error that comes from the choice of samples, see
+            `sampling_error`; it is left out with groups=0, and takes a loaded problem's `limit` as
+            proportional.
         seed: of all probes and starting vectors.
         progress: called with (phase, products done, products expected).
         command: the command line, for provenance.
@@ -275,6 +287,18 @@ def spectrum(
     criteria = replace(
         criteria, negative_mass=sums.negative_mass, negative_energy=sums.negative_energy
     )
+    sampling = None
+    if groups and isinstance(A, CurvatureOperator):
+        if proportional is None:
+            proportional = A.problem.origin.get("limit") == A.problem.samples
+        sampling = sampling_error(
+            A,
+            pairs.vectors,
+            groups=groups,
+            population=population,
+            proportional=proportional,
+            seed=seed,
+        )
     return Spectrum(
         operator=type(A).__name__,
         parameters=A.shape[0],
@@ -295,6 +319,7 @@ def spectrum(
         | {"arguments": {"top": top, "probes": probes, "steps": steps, "tolerance": tolerance}},
         functionals=sums,
         criteria=criteria,
+        sampling=sampling,
         eigenvectors=pairs.vectors[:, :top],
     )
 

@@ -142,6 +142,7 @@ def load_problem(
         "kind": opened.kind,
         "data": name or ("tensors of the archive" if data is None else "given in Python"),
         "seed": seed,
+        "limit": rows,
         "said": said,
     }
     return problem

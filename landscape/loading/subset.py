@@ -54,11 +54,11 @@ def take(data: Any, limit: int, seed: int) -> Any:
         return DataLoader(part, batch_size=data.batch_size, collate_fn=data.collate_fn)
     source = batches.as_batches(data, None, pairs=True)  # refuses what is no data
     if isinstance(data, tuple):
-        chosen = choose(_class_labels(data[-1]), len(data[0]), limit, seed)
+        chosen = choose(class_labels(data[-1]), len(data[0]), limit, seed)
         return data if chosen is None else tuple(tensor[chosen] for tensor in data)
     if isinstance(data, Mapping):
         first = next(iter(data.values()))
-        chosen = choose(_class_labels(target_of(data)), len(first), limit, seed)
+        chosen = choose(class_labels(target_of(data)), len(first), limit, seed)
         return data if chosen is None else {name: value[chosen] for name, value in data.items()}
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         rows = _choose_samples(data, limit, seed)
@@ -108,7 +108,7 @@ def _strata(labels: np.ndarray, limit: int) -> np.ndarray | None:
     return groups if enough else None
 
 
-def _class_labels(target: Any) -> Tensor | None:
+def class_labels(target: Any) -> Tensor | None:
     """Targets, if they are class indices."""
     is_class = isinstance(target, Tensor) and target.dtype == torch.int64 and target.ndim == 1
     return target if is_class else None
@@ -140,7 +140,7 @@ def _stored_labels(dataset: Any) -> Tensor | None:
         inner = _stored_labels(dataset.dataset)
         return None if inner is None else inner[torch.as_tensor(dataset.indices, dtype=torch.int64)]
     if isinstance(dataset, TensorDataset):
-        return _class_labels(dataset.tensors[-1])
+        return class_labels(dataset.tensors[-1])
     for name in ("targets", "labels"):
         found = getattr(dataset, name, None)
         if isinstance(found, Sized) and len(found) == len(dataset):
@@ -178,7 +178,7 @@ def _take_from_batches(data: Any, source: Iterable[Any], limit: int, seed: int) 
     with preserved_randomness(seed, batches.generators(data)):
         for batch in batches.read(source):
             sizes.append(batches.row_count(batch))
-            labels.append(_class_labels(target_of(batch)))
+            labels.append(class_labels(target_of(batch)))
             held += batches.size_in_bytes(batch)
             kept = [*kept, batch] if kept is not None and held <= batches.KEEP_BYTES else None
     classes = [label for label in labels if label is not None]
@@ -198,12 +198,12 @@ def _take_from_batches(data: Any, source: Iterable[Any], limit: int, seed: int) 
             stop = start + sizes[place]
             rows = chosen[(chosen >= start) & (chosen < stop)] - start
             if len(rows):
-                result.append(_pick(batch, rows, sizes[place]))
+                result.append(pick(batch, rows, sizes[place]))
             start, place = stop, place + 1
     return result
 
 
-def _pick(thing: Any, rows: Tensor, count: int) -> Any:
+def pick(thing: Any, rows: Tensor, count: int) -> Any:
     """Some rows of every tensor in a batch of `count` rows; containers keep their kind."""
     if isinstance(thing, Tensor):
         if not thing.ndim:
@@ -215,12 +215,12 @@ def _pick(thing: Any, rows: Tensor, count: int) -> Any:
             )
         return thing[rows.to(thing.device)]
     if isinstance(thing, Mapping):
-        return {key: _pick(value, rows, count) for key, value in thing.items()}
+        return {key: pick(value, rows, count) for key, value in thing.items()}
     if isinstance(thing, tuple) and hasattr(thing, "_fields"):
-        return type(thing)(*(_pick(value, rows, count) for value in thing))
+        return type(thing)(*(pick(value, rows, count) for value in thing))
     if isinstance(thing, (list, tuple)):
         holds_tensors = any(True for _ in batches.named_tensors(thing))
         if not holds_tensors and len(thing) == count:  # names of samples, and the like
             return type(thing)(thing[row] for row in rows.tolist())
-        return type(thing)(_pick(value, rows, count) for value in thing)
+        return type(thing)(pick(value, rows, count) for value in thing)
     return thing

@@ -1,9 +1,9 @@
 """The operator contract: a symmetric matrix that multiplies vectors."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from landscape.problem import Problem
 
+Result = TypeVar("Result")
 DENSE_LIMIT = 20_000  # a float64 matrix of this order takes 3.2 GB
 
 
@@ -322,9 +323,17 @@ class CurvatureOperator(Operator):
         """What is multiplied."""
         raise NotImplementedError
 
+    def divisor(self, terms: float, rows: float) -> float:
+        """What the sum over batches is divided by: the number of loss terms.
+
+        Args:
+            terms: their number in those batches.
+            rows: rows of the loss's input there, see `EmpiricalFisher`.
+        """
+        return terms
+
     def _divisor(self) -> float:
-        """What the sum over batches is divided by: the number of loss terms."""
-        return self.problem.terms
+        return self.divisor(self.problem.terms, 0)
 
     def _engine(self, settings: Settings) -> Products:
         dtype = self.arithmetic or self.problem.dtype
@@ -385,6 +394,34 @@ class CurvatureOperator(Operator):
             _, settings = settings_of(engine, settings.memory, None, False, None)
         other._products = other._engine(settings)
         return other
+
+    def on(self, problem: "Problem") -> "CurvatureOperator":
+        """The same kind of matrix of another problem, its counters at zero."""
+        other = copy.copy(self)
+        other.problem = problem
+        other.products, other._clock = 0, Stopwatch(self.device)
+        other._products = other._engine(self._products.settings)
+        return other
+
+    def by_batch(self, block: Tensor, measure: Callable[[int, Tensor], Result]) -> list[Result]:
+        """What `measure` makes of every batch's own product with a block (P, K), in one pass over the data.
+
+        Args:
+            block: vectors.
+            measure: is given the place of the batch and the product (P, K), of which the sum over the
+                batches divided by `divisor` is A @ block (but for `GradientCovariance`: before it is
+                centred).
+        """
+        with (
+            self._clock.running(),
+            torch.inference_mode(False),
+            torch.autocast(self.device.type, enabled=False),
+        ):
+            found = self._products.by_batch(
+                block.detach(), lambda place, images: measure(place, images.detach())
+            )
+        self.products += block.shape[1]
+        return found
 
     def block(self, patterns: str | Sequence[str]) -> Operator:
         """The diagonal block of the parameters whose names match the glob(s).

@@ -37,8 +37,16 @@ class EmpiricalFisher(CurvatureOperator):
     def form(self) -> Form:
         return Form(Evaluation.rows, jacobian_products, lambda place, batch, rows: lambda t: t)
 
+    def divisor(self, terms: float, rows: float) -> float:
+        return terms**2 / rows
+
     def _divisor(self) -> float:
-        return self.problem.terms**2 / self._samples
+        return self.divisor(self.problem.terms, self._samples)
+
+    def on(self, problem: Problem) -> CurvatureOperator:
+        other = super().on(problem)
+        vars(other).pop("_samples", None)  # those of the other problem
+        return other
 
     @functools.cached_property
     def _samples(self) -> int:

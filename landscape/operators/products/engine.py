@@ -2,8 +2,9 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ WORTH_KEEPING, WORTH_CHUNKING = 0.1, 0.05
 CHUNKS = {"cpu": (4,), "cuda": (8, 32)}  # vectors at once, tried beside one by one
 # What one vector works on: beyond it a CPU gains nothing from several at once, and pays for their memory.
 SMALL = 32 * 2**20
+Result = TypeVar("Result")
 
 
 class Products:
@@ -101,6 +103,19 @@ class Products:
                 for k, vector in enumerate(rows):
                     result[k] += product(vector)
         return result
+
+    def by_batch(self, block: Tensor, measure: Callable[[int, Tensor], Result]) -> list[Result]:
+        """What `measure` makes of the place of every batch and of its product with a block (P, K).
+
+        By double backward: for one pass there is nothing to share.
+        """
+        rows, found = block.T.to(self.problem.dtype).contiguous(), []
+        with self.problem.evaluation() as run, float32_arithmetic(self.settings.precision):
+            for place, batch in enumerate(run.batches()):
+                product = self._preparation.eager(run, place, batch)
+                images = torch.stack([product(vector) for vector in rows], dim=1)
+                found.append(measure(place, images.to(self.accumulation)))
+        return found
 
     def _by_split(self, rows: Tensor) -> Tensor:
         while True:

@@ -1,0 +1,76 @@
+"""Parts of the data that are samples of the same kind: groups at random, and a growing subset."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landscape import batches
+from landscape.errors import InputError
+from landscape.loading.subset import class_labels, pick, take, target_of
+from landscape.problem import Problem
+
+
+def random_groups(
+    problem: Problem, count: int, *, proportional: bool = False, seed: int = 0
+) -> Problem | None:
+    """The same problem with its samples dealt at random into `count` batches.
+
+    Args:
+        problem: the loss and its data, in whatever order.
+        count: number of batches, of equal size within one sample; no more than there are samples.
+        proportional: give every batch its share of every class, as in data drawn that way.
+        seed: of the deal.
+
+    Returns:
+        None where the loss is no sum over samples that can be dealt: a closure, batch statistics, data
+        beyond what is held in memory, or batches that cannot be cut and joined.
+    """
+    if problem.objective is None or problem.uses_batch_statistics():
+        return None
+    held = list(problem.batches())
+    if sum(map(batches.size_in_bytes, held)) > batches.KEEP_BYTES:
+        return None
+    sizes = [batches.row_count(batch) for batch in held]
+    owners = torch.empty(sum(sizes), dtype=torch.int64)
+    order = _shuffled(_labels(held) if proportional else None, sum(sizes), seed)
+    owners[order] = torch.arange(len(order)) % min(count, len(order))
+    parts: list[list[object]] = [[] for _ in range(min(count, len(order)))]
+    try:
+        for batch, size, mine in zip(held, sizes, owners.split(sizes), strict=True):
+            for group in mine.unique().tolist():
+                parts[group].append(pick(batch, (mine == group).nonzero()[:, 0], size))
+        dealt = problem.over([batches.join(group) for group in parts])
+    except (InputError, ValueError, RuntimeError):  # rows do not stand for themselves
+        return None
+    # A loss that looks at several samples together is another one on other batches.
+    same = abs(dealt.loss() - problem.loss()) <= 1e-4 * abs(problem.loss())
+    return dealt if same and dealt.terms == problem.terms else None
+
+
+def nested(problem: Problem, first: int, *, seed: int = 0) -> dict[int, Any]:
+    """Data of ever more samples: `first`, twice as many, …, all of them; each holds those before it.
+
+    The subsets are seeded and keep class proportions.
+    """
+    sizes = [problem.samples]
+    sizes += [first * 2**i for i in reversed(range(64)) if first * 2**i < problem.samples]
+    subsets = {problem.samples: problem.data}
+    for larger, size in pairwise(sizes):  # a subset of a subset, from the largest down
+        subsets[size] = take(subsets[larger], size, seed)
+    return dict(reversed(subsets.items()))
+
+
+def _labels(held: list[object]) -> Tensor | None:
+    """Class indices of all samples, where there are some."""
+    labels = [class_labels(target_of(batch)) for batch in held]
+    known = [label.cpu() for label in labels if label is not None]
+    return torch.cat(known) if known and len(known) == len(labels) else None
+
+
+def _shuffled(labels: Tensor | None, count: int, seed: int) -> Tensor:
+    """A random order of all samples, in which those of a class follow each other if classes are given."""
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
+    return order if labels is None else order[labels[order].argsort(stable=True)]
