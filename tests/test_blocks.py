@@ -10,8 +10,8 @@ import landscape as ls
 from landscape.estimators import block_recurrences, blocks
 from landscape.estimators.block_eigenvalues import block_eigenvalues
 from landscape.estimators.blocks import block_spectra, block_traces, deflated
-from landscape.estimators.lanczos import CHECK_EVERY
 from landscape.estimators.probes import generator, rademacher
+from landscape.estimators.search import CHECK_EVERY
 
 SIZES = (40, 3, 57, 30)
 

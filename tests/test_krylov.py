@@ -12,9 +12,9 @@ from spectra import SPECTRA, with_spectrum
 from torch import Tensor
 
 import landscape as ls
-from landscape.estimators import lanczos
 from landscape.estimators.krylov import Krylov
 from landscape.estimators.probes import generator
+from landscape.estimators.search import Search
 from landscape.estimators.verification import Verification
 
 SIZE = 20_000
@@ -160,18 +160,18 @@ def test_a_certificate_counts_what_the_space_may_hide() -> None:
     """An eigenvalue that straddles the space and the rest shows in neither alone."""
     A = torch.diag(torch.tensor([3.0, 1.0, 1.0], dtype=torch.float64))
     A[1, 2] = A[2, 1] = 0.8  # eigenvalues 3, 1.8, 0.2; e₂ has value 1, and so has e₃
-    search = lanczos._Search(
+    seeking = Search(
         ls.as_operator(A), (("largest", 1),), 1e-6, 100, 3, 1, True, generator(0), None
     )
-    space = search.space
+    space = seeking.space
     space.basis[:] = torch.eye(3, dtype=torch.float64)
     space.size, space.width = 2, 1
     space.matrix, space.coupling = np.diag([3.0, 1.0]), np.array([[0.8]])
     space.cut = np.zeros(2)
-    search.ritz, search.chosen, search.norm = space.look(), [1], 3.0
-    assert not search._hides(1, 3.1, 1.0)
-    assert search._hides(1, 1.7, 1.0)  # 1 + 0.64 / 0.7 = 1.91 > 1.7: nothing certain can be said
-    assert not search._hides(1, 2.0, 1.0)  # 1 + 0.64 / 1 = 1.64 < 2
+    seeking.ritz, seeking.chosen, seeking.norm = space.look(), [1], 3.0
+    assert not seeking._hides(1, 3.1, 1.0)
+    assert seeking._hides(1, 1.7, 1.0)  # 1 + 0.64 / 0.7 = 1.91 > 1.7: nothing certain can be said
+    assert not seeking._hides(1, 2.0, 1.0)  # 1 + 0.64 / 1 = 1.64 < 2
 
 
 @pytest.mark.parametrize("seed", range(5))

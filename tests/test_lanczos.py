@@ -10,7 +10,7 @@ from spectra import SPECTRA, dense_hessian, small_net, small_net_hessian, with_s
 from torch import nn
 
 import landscape as ls
-from landscape.estimators import lanczos
+from landscape.estimators import search
 from landscape.estimators.lanczos import Eigenpairs, extreme_eigenpairs
 
 WHICH = ("largest", "smallest", "magnitude", "both")
@@ -364,7 +364,7 @@ def test_product_that_is_not_finite_is_refused() -> None:
     ids=["eigenpairs", "density", "trace", "diagonal"],
 )
 def test_numbers_leave_the_device_only_at_looks(estimate, looks, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(lanczos, "_every", lambda A: 5)  # as on a GPU
+    monkeypatch.setattr(search, "look_every", lambda A: 5)  # as on a GPU
     A = ls.as_operator(with_spectrum(SPECTRA["network"]))
     A.expect(40)
     with HostReads() as reads:

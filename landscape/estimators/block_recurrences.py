@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from landscape.estimators.lanczos import CHECK_EVERY
 from landscape.estimators.probes import rademacher
+from landscape.estimators.search import CHECK_EVERY
 from landscape.estimators.slq import Measure
 from landscape.estimators.sums import dots, norms
 from landscape.operators.base import Operator

@@ -13,9 +13,10 @@ from torch import Tensor
 from landscape.batches import digest
 from landscape.checkpoint import Resume, State, stage_of
 from landscape.errors import InputError
-from landscape.estimators.lanczos import CHECK_EVERY, Eigenpairs
+from landscape.estimators.lanczos import Eigenpairs
 from landscape.estimators.probes import gaussian, generator, rademacher
 from landscape.estimators.quadrature import Measure, Tridiagonal, merged, wasserstein
+from landscape.estimators.search import CHECK_EVERY
 from landscape.estimators.smoothing import SmoothDensity, smooth
 from landscape.estimators.sums import dots, norms
 from landscape.operators.base import Operator, require_operator, rounding

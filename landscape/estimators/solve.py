@@ -19,9 +19,9 @@ from landscape.estimators.iteration import (
     Iteration,
     Map,
 )
-from landscape.estimators.lanczos import CHECK_EVERY
 from landscape.estimators.minres import MinimumResidual
 from landscape.estimators.preconditioners import Preconditioner, inverse_map
+from landscape.estimators.search import CHECK_EVERY
 from landscape.estimators.sums import dots, norms
 from landscape.operators.base import Operator, require_operator
 from landscape.results import Cost, Meter, Progress

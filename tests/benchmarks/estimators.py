@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 import landscape as ls
-from landscape.estimators import lanczos
+from landscape.estimators import search
+from landscape.estimators.sums import dots, norms
 
 K, GOAL, SAMPLES, BATCH = 10, 1e-4, 512, 64
 SHIFT = 25  # steps from which hessian-eigenthings is tried
@@ -46,31 +47,31 @@ class Setting:
 
     def residuals(self, vectors: Tensor) -> list[float]:
         """Relative residuals, with Rayleigh quotients of the judge."""
-        vectors = vectors / vectors.norm(dim=0)
+        vectors = vectors / norms(vectors).to(vectors)
         images = torch.cat([self.judge @ part for part in vectors.split(4, 1)], 1)
-        values = (vectors * images).sum(0)
-        rest = (images - vectors * values).norm(dim=0)
+        values = dots(vectors, images)
+        rest = norms(images - vectors * values.to(vectors))
         return [float(r / values.max()) for r in rest]
 
 
 def ours(setting: Setting, **options: Any) -> dict[str, Any]:
     """A fresh operator, tracing included; when which residual was reached."""
     history: list[dict[str, Any]] = []
-    advance = lanczos._Search.advance
+    advance = search.Search.advance
     start = time.perf_counter()
 
-    def watched(search: Any) -> None:
-        advance(search)
-        if search.rest is None or search.rest.steps == 0:
-            bounds = [float(b) / search.norm for b in search.ritz.bounds[search.chosen]]
+    def watched(seeking: Any) -> None:
+        advance(seeking)
+        if seeking.rest is None or seeking.rest.steps == 0:
+            bounds = [float(b) / seeking.norm for b in seeking.ritz.bounds[seeking.chosen]]
             elapsed = time.perf_counter() - start
-            history.append({"seconds": elapsed, "products": search.steps, "residuals": bounds})
+            history.append({"seconds": elapsed, "products": seeking.steps, "residuals": bounds})
 
-    lanczos._Search.advance = watched  # type: ignore[method-assign]
+    search.Search.advance = watched  # type: ignore[method-assign]
     try:
         pairs = ls.eigenpairs(ls.Hessian(setting.problem), K, tolerance=GOAL, **options)
     finally:
-        lanczos._Search.advance = advance  # type: ignore[method-assign]
+        search.Search.advance = advance  # type: ignore[method-assign]
     reached = next(h for h in history if len(h["residuals"]) == K and max(h["residuals"]) <= GOAL)
     return {
         "seconds": time.perf_counter() - start,
