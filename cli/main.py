@@ -10,7 +10,7 @@ from landscape import __version__
 from landscape.errors import LandscapeError
 from landscape.memory import is_out_of_memory
 
-from . import bench, check, demo, spectrum
+from . import bench, check, demo, eigen, spectrum, trace
 from .output import one_line
 
 INTERRUPTED = 130
@@ -26,6 +26,8 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("check")(check.check)
 app.command("spectrum")(spectrum.spectrum)
+app.command("eigen")(eigen.eigen)
+app.command("trace")(trace.trace)
 app.command("bench")(bench.bench)
 
 
@@ -56,7 +58,8 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(code)
     except (KeyboardInterrupt, typer.Abort):
-        _stop("interrupted", INTERRUPTED)
+        later = "; the same command goes on" if "--resume" in sys.argv else ""
+        _stop(f"interrupted{later}", INTERRUPTED)
     except LandscapeError as error:
         _stop(str(error), error.exit_code)
     except OSError as error:

@@ -1,8 +1,5 @@
 """`landscape spectrum`: eigenvalue density, leading eigenvalues and trace of a trained model."""
 
-import math
-import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,36 +9,21 @@ import typer
 from landscape.errors import InputError, UntrustedResult
 
 from . import layers, options
+from . import matrix_options as matrix
 from .options import CURVATURE, OUTPUT
-from .output import console, printable, require_folder, require_other, write_json
+from .output import console, one_line, printable, require_folder, require_other, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from landscape.analyses.sampling import Sampling
     from landscape.analyses.spectrum import Spectrum
 
 
 @options.on_model
 def spectrum(
     about: options.ModelOptions,
-    operator: Annotated[
-        str,
-        typer.Option(
-            "--operator",
-            help="hessian, gauss-newton, fisher, empirical-fisher or gradient-covariance.",
-            rich_help_panel=CURVATURE,
-        ),
-    ] = "hessian",
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            "--samples",
-            metavar="N",
-            help="Targets drawn per loss term for the Fisher matrix. [default: exact]",
-            rich_help_panel=CURVATURE,
-        ),
-    ] = None,
+    operator: matrix.Operator = "hessian",
+    samples: matrix.Samples = None,
     top: Annotated[
         int,
         typer.Option("--top", help="Number of leading eigenvalues.", rich_help_panel=CURVATURE),
@@ -68,15 +50,8 @@ def spectrum(
             rich_help_panel=CURVATURE,
         ),
     ] = 1e-4,
-    max_steps: Annotated[
-        int | None,
-        typer.Option(
-            "--max-steps",
-            metavar="N",
-            help="Largest Krylov basis for the eigenvalues, vectors in memory. [default: 300]",
-            rich_help_panel=CURVATURE,
-        ),
-    ] = None,
+    max_steps: matrix.MaxSteps = None,
+    resume: matrix.Resume = None,
     data_tolerance: Annotated[
         float | None,
         typer.Option(
@@ -149,9 +124,15 @@ def spectrum(
     from .progress import phases
 
     if per_layer:
-        command = shlex.join(["landscape", *sys.argv[1:]])
+        if resume is not None:
+            raise InputError("--resume does not go with --per-layer: leave one of them out")
         layers.per_layer(
-            about, invocation, by=by, output=output, json_file=json_file, command=command
+            about,
+            invocation,
+            by=by,
+            output=output,
+            json_file=json_file,
+            command=matrix.command_line(),
         )
         return
     if by is not None:
@@ -161,14 +142,15 @@ def spectrum(
     to_stdout = str(json_file) == "-"
     require_ending(figure)
     check_axis(axis)
-    for path in [figure] if to_stdout or json_file is None else [figure, json_file]:
-        require_folder(path)
-        require_other(path, model)
-    if json_file is not None and json_file.resolve() == figure.resolve():
-        raise InputError(f"the figure and the numbers would both be written to {str(figure)!r}")
+    written = matrix.require_outputs(model, figure, json_file)
+    if resume is not None:
+        require_folder(resume)
+        require_other(resume, model)
     execution = about.execution()
     messages = console(stderr=True)
     given: dict[str, Any] = {}
+    if resume is not None and about.limit == "auto":
+        raise InputError("--resume needs a fixed number of samples: say --limit N")
     if grows := about.limit == "auto":
         about = replace(about, limit="0")
         given["data_tolerance"] = 0.05 if data_tolerance is None else data_tolerance
@@ -189,14 +171,17 @@ def spectrum(
             samples=samples,
             seed=about.seed,
             progress=progress,
-            command=shlex.join(["landscape", *sys.argv[1:]]),
+            command=matrix.command_line(),
+            resume=resume,
+            say=lambda sentence: messages.print(one_line(sentence), markup=False),
             **given,
             **execution,
         )
     # The numbers first: drawing may fail for reasons of its own.
     write_json(result.to_dict(), json_file)
     result.plot(figure, axis=axis)
-    written = [figure] if to_stdout or json_file is None else [figure, json_file]
+    if resume is not None:
+        resume.unlink(missing_ok=True)
     _show(messages if to_stdout else console(), result, model, written)
     if result.failures:
         raise UntrustedResult("; ".join(result.failures))
@@ -207,7 +192,7 @@ def _show(screen: "Console", result: "Spectrum", model: Path, written: list[Path
     from rich.markup import escape
     from rich.table import Table
 
-    from landscape.numerals import count, duration, memory, number, with_error
+    from landscape.numerals import count, number, with_error
 
     about = result.provenance["problem"]
     screen.print(f"[bold]{result.operator}[/bold] of {escape(str(model))}")
@@ -229,7 +214,7 @@ def _show(screen: "Console", result: "Spectrum", model: Path, written: list[Path
     table.add_row(
         "trace",
         with_error(result.trace.value, result.trace.standard_error),
-        _listed(f"standard error over {arguments['probes']} probes", data.get("trace")),
+        _listed(data.get("trace"), f"over {arguments['probes']} probes"),
     )
     mass, energy = result.negative_mass, result.negative_energy
     table.add_row(
@@ -258,18 +243,8 @@ def _show(screen: "Console", result: "Spectrum", model: Path, written: list[Path
             f"{criteria.deflated} deflated{basis}",
         )
     if result.sampling is not None:
-        table.add_row("data", *_describe_sampling(result.sampling))
-    cost = result.cost
-    gradients = (
-        ""
-        if cost.gradient_equivalents is None
-        else f" ≈ {cost.gradient_equivalents:,.0f} gradients"
-    )
-    table.add_row(
-        "cost",
-        f"{cost.products:,} products{gradients}",
-        f"{duration(cost.seconds)}, peak {memory(cost.peak_bytes)}",
-    )
+        table.add_row("data", *matrix.describe_sampling(result.sampling))
+    table.add_row("cost", *matrix.describe_cost(result.cost))
     screen.print(table)
     for path in written:
         screen.print(f"wrote {escape(str(path))}", soft_wrap=True)
@@ -281,36 +256,14 @@ def _listed(*parts: str | None) -> str:
 
 def _data_errors(result: "Spectrum") -> dict[str, str]:
     """By the name of its row, the standard error of a number that comes from the choice of samples."""
-    from landscape.numerals import number
-
     sampling = result.sampling
     if sampling is None:
         return {}
     names = [f"λ{i + 1}" for i in range(len(result.eigenvalues))] + ["λ min"]
     rows = dict(zip(names, sampling.eigenvalues, strict=False))  # no λ min where λ1 … are all
     rows |= {"trace": sampling.trace, "loss": sampling.loss}
-    return {
-        name: f"data ± {number(sampling.correction * found.standard_error)}"
-        for name, found in rows.items()
-        if not math.isnan(found.standard_error)
-    }
-
-
-def _describe_sampling(sampling: "Sampling") -> tuple[str, str]:
-    """What the data errors were found from, and what they are about."""
-    from landscape.numerals import count
-
-    kind = (
-        ("random group", None)
-        if sampling.at_random
-        else ("batch as it comes", "batches as they come")
-    )
-    groups = count(sampling.groups, *kind)
-    if sampling.groups < 2:
-        return f"{sampling.samples:,} samples", "in one batch that cannot be cut: no data error"
-    population = sampling.population
-    whole = "their distribution" if population is None else f"all {population:,} samples"
-    return f"{sampling.samples:,} samples in {groups}", f"± about {whole}"
+    errors = {name: matrix.data_error(found, sampling) for name, found in rows.items()}
+    return {name: f"data {error}" for name, error in errors.items() if error}
 
 
 def describe(about: dict[str, Any]) -> str:

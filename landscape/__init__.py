@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from landscape.analyses.bench import Bench as Bench
     from landscape.analyses.bench import bench as bench
+    from landscape.analyses.eigen import Eigen as Eigen
+    from landscape.analyses.eigen import eigen as eigen
     from landscape.analyses.layers import Layers as Layers
     from landscape.analyses.layers import layers as layers
     from landscape.analyses.sampling import Sampling as Sampling
     from landscape.analyses.sampling import sampling_error as sampling_error
     from landscape.analyses.spectrum import Spectrum as Spectrum
     from landscape.analyses.spectrum import spectrum as spectrum
+    from landscape.analyses.trace import Trace as Trace
+    from landscape.analyses.trace import trace_of as trace_of
     from landscape.errors import InputError as InputError
     from landscape.errors import LandscapeError as LandscapeError
     from landscape.errors import UntrustedResult as UntrustedResult
@@ -45,12 +49,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "Bench": "analyses.bench",
     "bench": "analyses.bench",
+    "Eigen": "analyses.eigen",
+    "eigen": "analyses.eigen",
     "Layers": "analyses.layers",
     "layers": "analyses.layers",
     "Sampling": "analyses.sampling",
     "sampling_error": "analyses.sampling",
     "Spectrum": "analyses.spectrum",
     "spectrum": "analyses.spectrum",
+    "Trace": "analyses.trace",
+    "trace_of": "analyses.trace",
     "InputError": "errors",
     "LandscapeError": "errors",
     "UntrustedResult": "errors",
@@ -78,6 +86,7 @@ _HOMES = {
 }
 __all__ = [
     "Bench",
+    "Eigen",
     "EmpiricalFisher",
     "Fisher",
     "GaussNewton",
@@ -92,12 +101,14 @@ __all__ = [
     "Sampling",
     "Solution",
     "Spectrum",
+    "Trace",
     "UntrustedResult",
     "as_operator",
     "bench",
     "criteria",
     "diagonal",
     "effective_dimension",
+    "eigen",
     "eigenpairs",
     "functionals",
     "layers",
@@ -109,6 +120,7 @@ __all__ = [
     "spectral_density",
     "spectrum",
     "trace",
+    "trace_of",
 ]
 
 

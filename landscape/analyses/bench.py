@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.analyses.forecast import Forecast, forecast
-from landscape.analyses.spectrum import OPERATORS
+from landscape.analyses.operators import OPERATORS
 from landscape.errors import InputError
 from landscape.memory import Peak, peak_bytes
 from landscape.operators.base import CurvatureOperator

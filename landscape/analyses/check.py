@@ -17,8 +17,8 @@ from landscape.analyses.forecast import (
     forecasts,
     pace,
 )
+from landscape.analyses.operators import in_float64
 from landscape.analyses.second_opinion import SecondOpinion, second_opinion
-from landscape.analyses.spectrum import in_float64
 from landscape.errors import InputError
 from landscape.estimators.lanczos import Eigenpairs, extreme_eigenpairs, remeasure
 from landscape.handling import special_modules

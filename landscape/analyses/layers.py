@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landscape.analyses.grouping import By, Group, groups, positions
-from landscape.analyses.spectrum import OPERATORS, Eigenvalue, Measured, in_float64
+from landscape.analyses.operators import OPERATORS, in_float64
+from landscape.analyses.spectrum import Eigenvalue, Measured
 from landscape.errors import InputError
 from landscape.estimators.block_eigenvalues import (
     BlockEigenvalues,

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from landscape.analyses.operators import in_float64, operator_of
 from landscape.analyses.sampling import GROUPS, Sampling, sampling_error
+from landscape.checkpoint import Checkpoint, Stage
 from landscape.errors import InputError
 from landscape.estimators.criteria import Criteria, criteria_of
 from landscape.estimators.functionals import Functional, Functionals, functionals
@@ -26,25 +27,14 @@ from landscape.estimators.quadrature import Measure
 from landscape.estimators.slq import SpectralDensity, checked_steps, spectral_density
 from landscape.estimators.smoothing import SmoothDensity
 from landscape.operators.base import CurvatureOperator, Operator
-from landscape.operators.empirical_fisher import EmpiricalFisher, GradientCovariance
-from landscape.operators.fisher import Fisher
-from landscape.operators.gauss_newton import GaussNewton
-from landscape.operators.hessian import Hessian
 from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
 from landscape.results import SPECTRUM_SCHEMA as SCHEMA
-from landscape.results import Cost, Meter, atomic, provenance, to_json
+from landscape.results import Cost, atomic, provenance, to_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OPERATORS: dict[str, type[CurvatureOperator]] = {
-    "hessian": Hessian,
-    "gauss-newton": GaussNewton,
-    "fisher": Fisher,
-    "empirical-fisher": EmpiricalFisher,
-    "gradient-covariance": GradientCovariance,
-}
 Phase = Literal["density", "eigenvalues"]
 
 
@@ -211,6 +201,8 @@ def spectrum(
     seed: int = 0,
     progress: Callable[[Phase, int, int], None] | None = None,
     command: str | None = None,
+    resume: str | Path | None = None,
+    say: Callable[[str], None] | None = None,
     **execution: Unpack[Execution],
 ) -> Spectrum:
     """Eigenvalue density, leading eigenvalues, trace and functionals of a curvature matrix.
@@ -234,6 +226,9 @@ def spectrum(
         seed: of all probes and starting vectors.
         progress: called with (phase, products done, products expected).
         command: the command line, for provenance.
+        resume: a file that keeps the state, so that the same call goes on after a kill, to the same bits;
+            see `Checkpoint`. It can be removed once the result is saved.
+        say: called with a sentence when the state cannot be written.
         execution: engine, memory, products, compile and plan of `CurvatureOperator`, for a problem.
 
     Returns:
@@ -243,7 +238,7 @@ def spectrum(
         InputError: an unknown operator, arguments out of range, or `execution` for an operator.
         UntrustedResult: a product is not finite.
     """
-    A = _operator(problem, operator, samples, execution)
+    A = operator_of(problem, operator, samples=samples, **execution)
     if not 1 <= top <= A.shape[0]:
         raise InputError(f"top is {top}: it must lie between 1 and the order {A.shape[0]}")
     loss = gradient_norm = None
@@ -251,11 +246,16 @@ def spectrum(
         loss, gradient_norm = A.problem.loss(), float(A.problem.gradient().double().norm())
     ends: list[End] = [("largest", top), ("smallest", min(1, A.shape[0] - top))]
     limit = checked_limit(A, ends, tolerance, max_steps)  # before the hours of work, not after
-    A.expect(
-        probes * min(checked_steps(probes, steps), A.shape[0]) + limit
-    )  # so that all products are made in one way
+    # So that all products are made in one way.
+    A.expect(probes * min(checked_steps(probes, steps), A.shape[0]) + limit, width=probes)
     exact = in_float64(A)
-    meter = Meter(A)
+    stage = _stages(
+        A,
+        resume,
+        say,
+        {"top": top, "probes": probes, "steps": steps, "tolerance": tolerance, "limit": limit}
+        | {"seed": seed, "samples": samples},
+    )
 
     def follow(phase: Phase) -> Callable[[int, int], None] | None:
         return None if progress is None else partial(progress, phase)
@@ -267,15 +267,23 @@ def spectrum(
         max_steps=max_steps,
         seed=seed,
         progress=follow("eigenvalues"),
+        resume=stage("eigenvalues"),
     )
+    cost = pairs.cost
     if exact is not None:
-        pairs = remeasure(pairs, exact, tolerance=tolerance)
+        pairs = remeasure(pairs, exact, tolerance=tolerance, stage=stage("float64"))
     density = spectral_density(
-        A, probes=probes, steps=steps, deflate=pairs, seed=seed, progress=follow("density")
+        A,
+        probes=probes,
+        steps=steps,
+        deflate=pairs,
+        seed=seed,
+        progress=follow("density"),
+        resume=stage("density"),
     )
-    cost = meter.read()
+    cost = cost + density.cost
     if exact is not None:
-        cost = replace(cost + pairs.cost, seconds=cost.seconds)  # its time is within that of A
+        cost = cost + pairs.cost
     found = [
         Eigenvalue(value, residual, converged)
         for value, residual, converged in zip(
@@ -324,44 +332,16 @@ def spectrum(
     )
 
 
-def _operator(
-    problem: Problem | Operator, name: str, samples: int | None, execution: Execution
-) -> Operator:
-    if isinstance(problem, Operator):
-        if execution:
-            raise InputError(
-                f"{', '.join(execution)} cannot be chosen for {problem!r}: give them to the operator, or "
-                "pass the problem"
-            )
-        return problem
-    if not isinstance(problem, Problem):
-        raise InputError(f"spectrum needs a Problem or an operator, not {type(problem).__name__}")
-    if name not in OPERATORS:
-        raise InputError(f"unknown operator {name!r}: choose one of {', '.join(OPERATORS)}")
-    if samples is not None and name != "fisher":
-        raise InputError(f"samples={samples} only goes with the operator 'fisher', not {name!r}")
-    if name == "fisher":
-        return Fisher(problem, samples=samples, **execution)
-    return OPERATORS[name](problem, **execution)
-
-
-def in_float64(A: Operator) -> Operator | None:
-    """The same matrix in float64 by double backward, if there is one: some models insist on their type.
-
-    None also where its products are in float64 already. Few products are not worth tracing, and those of
-    another engine check the first.
-    """
-    if not isinstance(A, CurvatureOperator) or A.device.type == "mps":
-        return None
-    if (A.dtype, A.plan.dtype) == (torch.float64, "float64"):
-        return None
-    exact = A.astype(torch.float64, engine="double backward")
-    try:
-        with exact.problem.evaluation() as run:
-            run.total(next(run.batches()))[0].backward(inputs=run.leaves)
-    except (RuntimeError, TypeError, ValueError):
-        return None
-    return exact
+def _stages(
+    A: Operator,
+    resume: str | Path | None,
+    say: Callable[[str], None] | None,
+    arguments: dict[str, Any],
+) -> Callable[[str], Stage]:
+    """The stages of a spectrum, in a file if there is one."""
+    if resume is None:
+        return lambda _: Stage()
+    return Checkpoint(resume, A, {"work": "spectrum"} | arguments, say=say).stage
 
 
 def _made_sure(

@@ -1,0 +1,250 @@
+"""Which are the extreme eigenvalues of this loss's curvature, and along which directions?"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Unpack
+
+import torch
+from torch import Tensor
+
+from landscape.analyses.operators import in_float64, operator_of
+from landscape.analyses.sampling import GROUPS, Sampling, sampling_error
+from landscape.checkpoint import Checkpoint, Stage
+from landscape.errors import InputError
+from landscape.estimators.lanczos import Eigenpairs, Which, eigenpairs, remeasure
+from landscape.operators.base import CurvatureOperator, Operator
+from landscape.operators.products.plan import Execution
+from landscape.problem import Problem
+from landscape.results import EIGEN_SCHEMA as SCHEMA
+from landscape.results import Cost, atomic, provenance, to_json
+
+Phase = Literal["eigenvalues", "data"]
+
+
+@dataclass(frozen=True)
+class Eigenpair:
+    """An eigenvalue: a true one lies within `residual`; `vector_error` bounds sin ∠(v, eigenvector)."""
+
+    value: float
+    residual: float
+    vector_error: float
+    converged: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Eigen:
+    """Extreme eigenvalues of a curvature matrix, with the error, cost and provenance of each.
+
+    `complete`, `missing`: whether a search in the rest of the space found nothing better, and how probable
+    it is, at most, that it overlooked something. `sampling` is the error that comes from the choice of
+    samples. `eigenvectors` (P, k) are not part of the JSON; `save_vectors` writes them.
+    """
+
+    operator: str
+    parameters: int
+    loss: float | None
+    gradient_norm: float | None
+    which: str
+    eigenvalues: list[Eigenpair]
+    complete: bool
+    missing: float
+    failures: list[str]
+    cost: Cost
+    provenance: dict[str, Any]
+    sampling: Sampling | None = None
+    eigenvectors: Tensor | None = field(default=None, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as `landscape/eigen/1`."""
+        plain = asdict(replace(self, eigenvectors=None))
+        del plain["eigenvectors"]
+        return {"schema": SCHEMA, **plain}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> "Eigen":
+        """The inverse of `to_dict`.
+
+        Raises:
+            InputError: another schema, or parts are missing.
+        """
+        if saved.get("schema") != SCHEMA:
+            raise InputError(f"this is {saved.get('schema')!r}, not a result of kind {SCHEMA!r}")
+        parts = {key: value for key, value in saved.items() if key != "schema"}
+        try:
+            parts["eigenvalues"] = [Eigenpair(**pair) for pair in parts["eigenvalues"]]
+            parts["cost"] = Cost(**parts["cost"])
+            if parts["sampling"] is not None:
+                parts["sampling"] = Sampling.from_dict(parts["sampling"])
+            return cls(**parts)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"the saved eigenvalues are incomplete: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the result as JSON; the file appears whole or not at all."""
+        with atomic(path) as temporary:
+            temporary.write_text(to_json(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Eigen":
+        """Read what `save` wrote."""
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text()))
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"cannot read eigenvalues from {str(path)!r}: {error}") from error
+
+    def save_vectors(self, path: str | Path) -> None:
+        """Write values (k,) and vectors (P, k) as tensors, for `read_vectors` or `torch.load`."""
+        if self.eigenvectors is None:
+            raise InputError("the eigenvectors are not part of a saved result: measure anew")
+        values = torch.tensor([pair.value for pair in self.eigenvalues], dtype=torch.float64)
+        with atomic(path) as temporary:
+            torch.save({"values": values, "vectors": self.eigenvectors.cpu()}, temporary)
+
+
+def read_vectors(path: str | Path) -> Tensor:
+    """Vectors (P, k) that `save_vectors` wrote.
+
+    Raises:
+        InputError: the file holds no vectors, or cannot be read.
+    """
+    try:
+        vectors = torch.load(path, weights_only=True, map_location="cpu")["vectors"]
+    except Exception as error:
+        raise InputError(
+            f"{str(path)!r} holds no eigenvectors: name a file that landscape eigen --vectors wrote"
+        ) from error
+    if not isinstance(vectors, Tensor):
+        raise InputError(f"{str(path)!r} holds no eigenvectors but a {type(vectors).__name__}")
+    return vectors
+
+
+def eigen(
+    problem: Problem | Operator,
+    k: int = 5,
+    *,
+    which: Which = "largest",
+    operator: str = "hessian",
+    samples: int | None = None,
+    tolerance: float = 1e-4,
+    basis: int | None = None,
+    block: int = 1,
+    max_steps: int | None = None,
+    start: Tensor | None = None,
+    verify: bool = True,
+    groups: int = GROUPS,
+    seed: int = 0,
+    progress: Callable[[Phase, int, int], None] | None = None,
+    command: str | None = None,
+    resume: str | Path | None = None,
+    say: Callable[[str], None] | None = None,
+    **execution: Unpack[Execution],
+) -> Eigen:
+    """The k extreme eigenvalues and eigenvectors of a curvature matrix.
+
+    Those of a model in float32 are measured once more in float64, so that residuals include all rounding.
+
+    Args:
+        problem: the loss, or any operator.
+        k, which, tolerance, basis, block, max_steps, start, verify: see `eigenpairs`.
+        operator, samples, command, resume, say, execution: see `spectrum`.
+        groups: for the error that comes from the choice of samples, see `sampling_error`; 0 leaves it out.
+        seed: of every random choice.
+        progress: called with (phase, products done, products expected).
+
+    Returns:
+        An `Eigen`; its `failures` say what could not be trusted.
+
+    Raises:
+        InputError: an unknown operator, or arguments out of range.
+        UntrustedResult: a product is not finite.
+
+    Example:
+        >>> import torch, landscape as ls
+        >>> A = ls.as_operator(torch.diag(torch.tensor([3.0, 1.0, 3.0, -2.0])))
+        >>> [round(pair.value, 6) for pair in ls.eigen(A, 2, which="smallest").eigenvalues]
+        [-2.0, 1.0]
+    """
+    A = operator_of(problem, operator, samples=samples, **execution)
+    loss = gradient_norm = None
+    if isinstance(A, CurvatureOperator):
+        loss, gradient_norm = A.problem.loss(), float(A.problem.gradient().double().norm())
+    exact = in_float64(A)
+    options: dict[str, Any] = {"which": which, "tolerance": tolerance, "basis": basis}
+    options |= {"block": block, "max_steps": max_steps, "verify": verify, "seed": seed}
+    checkpoint = None
+    if resume is not None:
+        work = {"work": "eigen", "k": k, "samples": samples} | options
+        checkpoint = Checkpoint(resume, A, work, say=say)
+
+    def stage(name: str) -> Stage:
+        return Stage() if checkpoint is None else checkpoint.stage(name)
+
+    pairs = eigenpairs(
+        A,
+        k,
+        start=start,
+        progress=None if progress is None else partial(progress, "eigenvalues"),
+        resume=stage("eigenvalues"),
+        **options,
+    )
+    cost = pairs.cost
+    if exact is not None:
+        pairs = remeasure(pairs, exact, tolerance=tolerance, stage=stage("float64"))
+        cost = cost + pairs.cost
+    sampling = None
+    if groups and isinstance(A, CurvatureOperator):
+        limited = A.problem.origin.get("limit") == A.problem.samples
+        sampling = sampling_error(A, pairs.vectors, groups=groups, proportional=limited, seed=seed)
+    found = [
+        Eigenpair(*numbers)
+        for numbers in zip(
+            pairs.values.tolist(),
+            pairs.residuals.tolist(),
+            pairs.vector_errors.tolist(),
+            pairs.converged.tolist(),
+            strict=True,
+        )
+    ]
+    return Eigen(
+        operator=type(A).__name__,
+        parameters=A.shape[0],
+        loss=loss,
+        gradient_norm=gradient_norm,
+        which=which,
+        eigenvalues=found,
+        complete=pairs.complete,
+        missing=pairs.missing,
+        failures=_failures(pairs, tolerance, verify),
+        cost=cost,
+        provenance=provenance(A, seed=seed, command=command)
+        | {"residual_dtype": str(pairs.values.dtype).removeprefix("torch.")}
+        | {"arguments": {"k": k} | options},
+        sampling=sampling,
+        eigenvectors=pairs.vectors,
+    )
+
+
+def _failures(pairs: Eigenpairs, tolerance: float, verify: bool) -> list[str]:
+    """What could not be trusted, in words."""
+    failures = [
+        f"eigenvalue {i + 1} = {value:.6g} has residual {residual:.2g}, above the tolerance {tolerance:g} "
+        f"of the largest, after {pairs.steps} Lanczos steps"
+        for i, (value, residual, converged) in enumerate(
+            zip(
+                pairs.values.tolist(),
+                pairs.residuals.tolist(),
+                pairs.converged.tolist(),
+                strict=True,
+            )
+        )
+        if not converged
+    ]
+    if verify and not pairs.complete:
+        failures.append(
+            f"after {pairs.steps} Lanczos steps it is not certain that no eigenvalue is missing: raise "
+            "--max-steps (max_steps=)"
+        )
+    return failures

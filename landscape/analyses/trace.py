@@ -1,0 +1,161 @@
+"""How large is the trace of this loss's curvature?"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Unpack
+
+from landscape.analyses.operators import operator_of
+from landscape.analyses.sampling import GROUPS, Sampling, sampling_error
+from landscape.checkpoint import Checkpoint
+from landscape.errors import InputError
+from landscape.estimators.probes import generator, rademacher
+from landscape.estimators.trace import Method, trace
+from landscape.operators.base import CurvatureOperator, Operator
+from landscape.operators.products.plan import Execution
+from landscape.problem import Problem
+from landscape.results import TRACE_SCHEMA as SCHEMA
+from landscape.results import Cost, Estimate, atomic, provenance, to_json
+
+Phase = Literal["trace"]
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """The trace of a curvature matrix, with its errors, cost and provenance.
+
+    `estimate` has the standard error and the interval over probes; `sampling` the error that comes from
+    the choice of samples.
+    """
+
+    operator: str
+    parameters: int
+    loss: float | None
+    gradient_norm: float | None
+    estimate: Estimate
+    failures: list[str]
+    provenance: dict[str, Any]
+    sampling: Sampling | None = None
+
+    @property
+    def cost(self) -> Cost:
+        return self.estimate.cost
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as `landscape/trace/1`."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> "Trace":
+        """The inverse of `to_dict`.
+
+        Raises:
+            InputError: another schema, or parts are missing.
+        """
+        if saved.get("schema") != SCHEMA:
+            raise InputError(f"this is {saved.get('schema')!r}, not a result of kind {SCHEMA!r}")
+        parts = {key: value for key, value in saved.items() if key != "schema"}
+        try:
+            number = dict(parts["estimate"])
+            parts["estimate"] = Estimate(**number | {"cost": Cost(**number["cost"])})
+            if parts["sampling"] is not None:
+                parts["sampling"] = Sampling.from_dict(parts["sampling"])
+            return cls(**parts)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"the saved trace is incomplete: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the result as JSON; the file appears whole or not at all."""
+        with atomic(path) as temporary:
+            temporary.write_text(to_json(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trace":
+        """Read what `save` wrote."""
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text()))
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"cannot read a trace from {str(path)!r}: {error}") from error
+
+
+def trace_of(
+    problem: Problem | Operator,
+    *,
+    operator: str = "hessian",
+    samples: int | None = None,
+    method: Method = "auto",
+    probes: int = 30,
+    tolerance: float | None = 0.01,
+    confidence: float = 0.95,
+    budget: int | None = None,
+    groups: int = GROUPS,
+    seed: int = 0,
+    progress: Callable[[Phase, int, int], None] | None = None,
+    command: str | None = None,
+    resume: str | Path | None = None,
+    say: Callable[[str], None] | None = None,
+    **execution: Unpack[Execution],
+) -> Trace:
+    """The trace of a curvature matrix, by default to a standard error of 1 %.
+
+    Args:
+        problem: the loss, or any operator.
+        method, probes, tolerance, confidence, budget: see `landscape.trace`.
+        operator, samples, command, resume, say, execution: see `spectrum`.
+        groups: for the error that comes from the choice of samples, see `sampling_error`; 0 leaves it out.
+        seed: of every random choice.
+        progress: called with (phase, products done, products expected).
+
+    Returns:
+        A `Trace`; its `failures` say what could not be trusted.
+
+    Raises:
+        InputError: an unknown operator, or arguments out of range.
+        UntrustedResult: a product is not finite.
+
+    Example:
+        >>> import torch, landscape as ls
+        >>> A = ls.as_operator(torch.diag(torch.tensor([3.0, 1.0, 3.0, -2.0])))
+        >>> ls.trace_of(A).estimate.value
+        5.0
+    """
+    A = operator_of(problem, operator, samples=samples, **execution)
+    loss = gradient_norm = None
+    if isinstance(A, CurvatureOperator):
+        loss, gradient_norm = A.problem.loss(), float(A.problem.gradient().double().norm())
+    options: dict[str, Any] = {"method": method, "probes": probes, "tolerance": tolerance}
+    options |= {"confidence": confidence, "budget": budget, "seed": seed}
+    stage = None
+    if resume is not None:
+        work = {"work": "trace", "samples": samples} | options
+        stage = Checkpoint(resume, A, work, say=say).stage("trace")
+    found = trace(
+        A,
+        progress=None if progress is None else partial(progress, "trace"),
+        resume=stage,
+        **options,
+    )
+    sampling = None
+    if groups and isinstance(A, CurvatureOperator):
+        limited = A.problem.origin.get("limit") == A.problem.samples
+        any_vector = rademacher(A, 1, generator(seed)) / A.shape[0] ** 0.5
+        sampling = sampling_error(A, any_vector, groups=groups, proportional=limited, seed=seed)
+        sampling = replace(sampling, eigenvalues=[], top_bias=float("nan"))
+    failures = []
+    if found.converged is False and tolerance is not None:
+        failures.append(
+            f"the standard error {found.standard_error:.2g} is above {100 * tolerance:g} % of the trace "
+            f"{found.value:.6g} after {found.cost.products:,} products: raise --budget (budget=)"
+        )
+    return Trace(
+        operator=type(A).__name__,
+        parameters=A.shape[0],
+        loss=loss,
+        gradient_norm=gradient_norm,
+        estimate=found,
+        failures=failures,
+        provenance=provenance(A, seed=seed, command=command) | {"arguments": options},
+        sampling=sampling,
+    )
