@@ -7,12 +7,14 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from landscape.estimators.lanczos import basis_size, checked_limit
 from landscape.memory import Peak, available_bytes, peak_bytes
 from landscape.operators.hessian import Hessian
 from landscape.operators.products.plan import Execution, Plan
 from landscape.problem import Problem
 
-LEAST_STEPS = 60  # of a search for eigenvalues that ends early; it may go on to its limit
+LEAST_STEPS = 30  # of a search for eigenvalues that ends early; it may go on to its limit
+SAMPLING = 12  # products by double backward, beside those with the eigenvectors, for the data error
 BLOCK = 4  # columns of the measured blocks, enough for the choice of a chunk
 MEASURED = 3 * BLOCK + 2  # columns that a measurement takes
 # Of `landscape check`: products compared with each other, eigenvalues, power iterations, seconds.
@@ -110,26 +112,27 @@ def forecasts(
     """
     problem, single = H.problem, measured.single
     gradient = problem.gradient_seconds()
-    # Residuals take one product each, and one more in float64, at about twice the time.
+    # The search ends with one product more; in float64 every pair takes one, at about twice the time.
     again = 0 if problem.dtype == torch.float64 else 1
     rest = measured.setup + 2 * gradient
 
     density = probes * min(steps, problem.size)
     ends = top + min(1, problem.size - top)
-    few, many, room = _search(problem.size, top)
-    fixed = rest + density * measured.column + ends * (1 + 2 * again) * single
+    few, many, room = _search(H, top)
+    fixed = rest + density * measured.column + (1 + 2 * ends * again + SAMPLING + ends) * single
+    measure = 1 + ends * again
     spectrum = (
-        (density + few + ends * (1 + again), density + many + ends * (1 + again)),
+        (density + few + measure, density + many + measure),
         (fixed + few * single, fixed + many * single),
         max(5 * probes, room + ends),
     )
 
     compared = min(COMPARED, problem.size)
-    few, many, room = _search(problem.size, compared)
+    few, many, room = _search(H, compared)
     seconds = comparison_seconds(H, measured, top=compared, iterations=ITERATIONS)
     share = min(1.0, BUDGET / seconds[0])  # of the samples, when it would take too long
     before = rest + CONSISTENCY * single + MEASURED * measured.column
-    others = MEASURED + CONSISTENCY + compared * (1 + again)
+    others = MEASURED + CONSISTENCY + 1 + compared * again
     check = (
         (few + others, many + others),
         (before + share * seconds[0], before + share * seconds[1]),
@@ -161,18 +164,18 @@ def comparison_seconds(
         top: number of eigenvalues.
         iterations: of PyHessian, per eigenvalue; 0 where it is not asked.
     """
-    few, many, _ = _search(H.shape[0], top)
+    few, many, _ = _search(H, top)
     foreign = (iterations + 2) * top if iterations else 0
     fixed = 4 * top * measured.single  # residuals, once more in float64, and PyHessian's vectors
     fixed += foreign * GRADIENTS_PER_FOREIGN_PRODUCT * H.problem.gradient_seconds()
     return fixed + few * measured.single, fixed + many * measured.single
 
 
-def _search(size: int, wanted: int) -> tuple[int, int, int]:
+def _search(H: Hessian, wanted: int) -> tuple[int, int, int]:
     """Steps of a search for eigenvalues, few and many, and the vectors that it has room for."""
-    limit = min(size, max(300, 20 * wanted))
-    # Lanczos keeps its whole basis, and doubles its room as it grows.
-    return min(LEAST_STEPS, limit), limit, limit + min(limit, 64)
+    limit = checked_limit(H, [("largest", wanted)], 1e-4, None)
+    limit = min(limit, 3 * H.shape[0])  # when all directions are known it ends
+    return min(LEAST_STEPS, limit), limit, basis_size(H, wanted) + 6
 
 
 def product_seconds(H: Hessian, block: Tensor) -> float:

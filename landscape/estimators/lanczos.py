@@ -167,7 +167,7 @@ def extreme_eigenpairs(
     require_operator(A)
     limit = checked_limit(A, ends, tolerance, max_steps)
     wanted = tuple((end, count) for end, count in ends if count)
-    size = _basis(A, sum(count for _, count in wanted), basis, block)
+    size = basis_size(A, sum(count for _, count in wanted), basis, block)
     first = None if start is None else _starting(A, start, block)
     work = {"ends": wanted, "tolerance": tolerance, "basis": size, "block": block, "limit": limit}
     work |= {"verify": verify, "seed": seed, "start": None if first is None else digest(first)}
@@ -236,7 +236,7 @@ def checked_limit(A: Operator, ends: Sequence[End], tolerance: float, max_steps:
     return limit
 
 
-def _basis(A: Operator, k: int, asked: int | None, block: int) -> int:
+def basis_size(A: Operator, k: int, asked: int | None = None, block: int = 1) -> int:
     """Vectors in the basis."""
     if block < 1:
         raise InputError(f"block is {block}: it must be at least 1")

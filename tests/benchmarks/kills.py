@@ -1,0 +1,114 @@
+"""Does a killed command end with the same numbers?  kill -9 at random moments, then the same command again.
+
+    python tests/benchmarks/kills.py [--kills 20] [--json figures/data/kills.json]
+
+One spectrum of the cnn demo runs undisturbed; then the same, with its execution plan, is killed again and
+again at random moments of its life and started anew with its resume file, until there were enough kills
+and the last one has ended. All numbers must then be the same to the last bit.
+"""
+
+import argparse
+import json
+import platform
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TIMES = {"seconds", "gradient_equivalents", "peak_bytes", "date", "command", "plan", "engine"}
+OPTIONS = ("--top", "10", "--probes", "10", "--steps", "100", "--seed", "1")
+
+
+def landscape(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    code = "from landscape_cli.main import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def ended(process: subprocess.Popen[bytes]) -> None:
+    said = process.communicate()[1].decode()
+    if process.returncode:
+        raise RuntimeError(f"the command ended with {process.returncode}: {said}")
+
+
+def numbers(value: Any) -> Any:
+    """Everything but times and what was typed."""
+    if isinstance(value, dict):
+        return {key: numbers(item) for key, item in value.items() if key not in TIMES}
+    return [numbers(item) for item in value] if isinstance(value, list) else value
+
+
+def killed(folder: Path, kills: int, seed: int) -> dict[str, Any]:
+    """The log of some kills, and whether the numbers were the same."""
+    draws = random.Random(seed)
+    ended(landscape(folder, "demo", "cnn", "-o", "model.pt"))
+    start = time.monotonic()
+    ended(landscape(folder, "spectrum", "model.pt", *OPTIONS, "--json", "whole.json"))
+    lifetime = time.monotonic() - start
+    whole = numbers(json.loads((folder / "whole.json").read_text()))
+    asked = ("spectrum", "model.pt", *OPTIONS, "--plan", "whole.json")
+    asked += ("--resume", "work.pt", "--json", "pieces.json")
+    log, same = [], []
+    while True:
+        process = landscape(folder, *asked)
+        if len(log) < kills:
+            moment = draws.uniform(0, lifetime)
+            try:
+                process.wait(moment)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.communicate()
+                file = folder / "work.pt"
+                log.append(
+                    {
+                        "after_seconds": moment,
+                        "resume_file_bytes": file.stat().st_size if file.exists() else 0,
+                    }
+                )
+                continue
+        ended(process)
+        pieces = json.loads((folder / "pieces.json").read_text())
+        same.append(numbers(pieces) == whole)
+        if len(log) >= kills:
+            break
+    left = sorted(path.name for path in folder.iterdir())
+    return {
+        "undisturbed_seconds": lifetime,
+        "kills": log,
+        "finished": len(same),
+        "bit_identical": all(same),
+        "files_left": left,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = killed(Path(folder), arguments.kills, arguments.seed)
+    found |= {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    print(json.dumps(found, indent=1))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
