@@ -10,7 +10,7 @@ from landscape.errors import InputError
 
 from . import options
 from .options import CURVATURE
-from .output import console, require_folder, require_other, write_json
+from .output import console, require_outputs, write_json
 from .tables import escaped, forecast_table, how, plain_table
 
 if TYPE_CHECKING:
@@ -57,9 +57,7 @@ def bench(
     from .progress import phases
 
     to_stdout = str(json_file) == "-"
-    if json_file is not None and not to_stdout:
-        require_folder(json_file)
-        require_other(json_file, about.model)
+    require_outputs(about.model, json_file)
     if about.plan is not None:
         raise InputError("bench finds the fastest plan by itself: leave --plan out")
     execution = about.execution()

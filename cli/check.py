@@ -10,7 +10,7 @@ from landscape.errors import UntrustedResult
 
 from . import options
 from .options import CURVATURE
-from .output import console, require_folder, require_other, write_json
+from .output import console, require_outputs, write_json
 from .tables import escaped, fact_grid, forecast_table, how, plain_table
 
 if TYPE_CHECKING:
@@ -76,9 +76,7 @@ def check(
     from .progress import phases
 
     to_stdout = str(json_file) == "-"
-    if json_file is not None and not to_stdout:
-        require_folder(json_file)
-        require_other(json_file, about.model)
+    require_outputs(about.model, json_file)
     execution = about.execution()
     messages = console(stderr=True)
     problem = about.load(messages)

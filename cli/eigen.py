@@ -10,7 +10,7 @@ from landscape.errors import InputError, UntrustedResult
 from . import matrix_options as matrix
 from . import options
 from .options import CURVATURE, OUTPUT
-from .output import console, one_line, printable, require_folder, require_other, write_json
+from .output import console, one_line, printable, require_outputs, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,10 +104,8 @@ def eigen(
 
     if which not in ("largest", "smallest", "magnitude", "both"):
         raise InputError(f"--which is {which!r}: choose largest, smallest, magnitude or both")
-    written = matrix.require_outputs(about.model, vectors, json_file)
-    if resume is not None:
-        require_folder(resume)
-        require_other(resume, about.model)
+    written = require_outputs(about.model, vectors, json_file)
+    require_outputs(about.model, *written, resume)
     execution = about.execution()
     beginning = None if start is None else read_vectors(start)
     messages = console(stderr=True)

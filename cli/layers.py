@@ -7,7 +7,7 @@ import typer
 
 from landscape.errors import InputError, UntrustedResult
 
-from .output import console, printable, require_folder, require_other, write_json
+from .output import console, printable, require_outputs, write_json
 from .tables import escaped, plain_table
 
 if TYPE_CHECKING:
@@ -59,13 +59,10 @@ def per_layer(
     figure = output or model.with_name(f"{model.stem}.layers.pdf")
     to_stdout = str(json_file) == "-"
     require_ending(figure)
-    written = [figure] if to_stdout or json_file is None else [figure, json_file]
-    for path in written:
-        require_folder(path)
-        require_other(path, model)
-    if json_file is not None and json_file.resolve() == figure.resolve():
-        raise InputError(f"the figure and the numbers would both be written to {str(figure)!r}")
+    written = require_outputs(model, figure, json_file)
     chosen: Any = {name: invocation.params[name] for name in SHARED if _given(invocation, name)}
+    if chosen.get("steps") == "auto":
+        raise InputError("--per-layer takes a number of --steps, not auto")
     groups = parse_by(by)
     execution = about.execution()
     messages = console(stderr=True)

@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from landscape.errors import InputError
-
 from .options import CURVATURE, EXECUTION
-from .output import require_folder, require_other
 
 if TYPE_CHECKING:
     from landscape.analyses.sampling import Sampled, Sampling
@@ -58,20 +55,6 @@ Resume = Annotated[
 def command_line() -> str:
     """What was typed, for provenance."""
     return shlex.join(["landscape", *sys.argv[1:]])
-
-
-def require_outputs(model: Path, *paths: Path | None) -> list[Path]:
-    """The files that will be written: each can be, none is the model or another of them."""
-    files = [path for path in paths if path is not None and str(path) != "-"]
-    for path in files:
-        require_folder(path)
-        require_other(path, model)
-    for i, path in enumerate(files):
-        if path.resolve() in [other.resolve() for other in files[:i]]:
-            raise InputError(
-                f"two results would both be written to {str(path)!r}: choose two files"
-            )
-    return files
 
 
 def data_error(found: "Sampled", sampling: "Sampling") -> str:

@@ -52,6 +52,20 @@ def require_other(path: Path, model: Path) -> None:
         raise InputError(f"{str(path)!r} is the model itself: choose another file for the result")
 
 
+def require_outputs(model: Path, *paths: Path | None) -> list[Path]:
+    """The files that will be written: each can be, none is the model or another of them."""
+    files = [path for path in paths if path is not None and str(path) != "-"]
+    for path in files:
+        require_folder(path)
+        require_other(path, model)
+    for i, path in enumerate(files):
+        if path.resolve() in [other.resolve() for other in files[:i]]:
+            raise InputError(
+                f"two results would both be written to {str(path)!r}: choose two files"
+            )
+    return files
+
+
 def write_json(result: dict[str, Any], path: Path | None) -> None:
     """Write the numbers where `--json` says: to a file, whole or not at all; to stdout for -; or not."""
     from landscape.results import atomic, to_json

@@ -11,12 +11,26 @@ from landscape.errors import InputError, UntrustedResult
 from . import layers, options
 from . import matrix_options as matrix
 from .options import CURVATURE, OUTPUT
-from .output import console, one_line, printable, require_folder, require_other, write_json
+from .output import console, one_line, printable, require_outputs, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from landscape.analyses.spectrum import Spectrum
+
+
+def parse_steps(text: str) -> int:
+    """The number of steps, or "auto".
+
+    >>> parse_steps("50"), parse_steps("auto")
+    (50, 'auto')
+    """
+    if text == "auto":
+        return text  # type: ignore[return-value]
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(f"--steps is {text!r}: write a number, or auto") from error
 
 
 @options.on_model
@@ -39,7 +53,12 @@ def spectrum(
     steps: Annotated[
         int,
         typer.Option(
-            "--steps", help="Lanczos steps per probe: resolution.", rich_help_panel=CURVATURE
+            "--steps",
+            metavar="N|auto",
+            parser=parse_steps,
+            help="Lanczos steps per probe: resolution; auto: until more would change the density by less than "
+            "2 %.",
+            rich_help_panel=CURVATURE,
         ),
     ] = 50,
     tolerance: Annotated[
@@ -142,10 +161,8 @@ def spectrum(
     to_stdout = str(json_file) == "-"
     require_ending(figure)
     check_axis(axis)
-    written = matrix.require_outputs(model, figure, json_file)
-    if resume is not None:
-        require_folder(resume)
-        require_other(resume, model)
+    written = require_outputs(model, figure, json_file)
+    require_outputs(model, *written, resume)
     execution = about.execution()
     messages = console(stderr=True)
     given: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from landscape.errors import InputError, UntrustedResult
 from . import matrix_options as matrix
 from . import options
 from .options import CURVATURE
-from .output import console, one_line, printable, require_folder, require_other, write_json
+from .output import console, one_line, printable, require_outputs, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,10 +74,8 @@ def trace(
 
     if method not in ("auto", "hutchinson", "hutch++", "xtrace"):
         raise InputError(f"--method is {method!r}: choose auto, hutchinson, hutch++ or xtrace")
-    written = matrix.require_outputs(about.model, json_file)
-    if resume is not None:
-        require_folder(resume)
-        require_other(resume, about.model)
+    written = require_outputs(about.model, json_file)
+    require_outputs(about.model, *written, resume)
     execution = about.execution()
     messages = console(stderr=True)
     problem = about.load(messages)

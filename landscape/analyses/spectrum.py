@@ -24,7 +24,7 @@ from landscape.estimators.lanczos import (
     remeasure,
 )
 from landscape.estimators.quadrature import Measure
-from landscape.estimators.slq import SpectralDensity, checked_steps, spectral_density
+from landscape.estimators.slq import AUTO, SpectralDensity, checked_steps, spectral_density
 from landscape.estimators.smoothing import SmoothDensity
 from landscape.operators.base import CurvatureOperator, Operator
 from landscape.operators.products.plan import Execution
@@ -191,7 +191,7 @@ def spectrum(
     operator: str = "hessian",
     top: int = 5,
     probes: int = 10,
-    steps: int = 50,
+    steps: int | Literal["auto"] = AUTO,
     tolerance: float = 1e-4,
     max_steps: int | None = None,
     samples: int | None = None,
@@ -247,7 +247,8 @@ def spectrum(
     ends: list[End] = [("largest", top), ("smallest", min(1, A.shape[0] - top))]
     limit = checked_limit(A, ends, tolerance, max_steps)  # before the hours of work, not after
     # So that all products are made in one way.
-    A.expect(probes * min(checked_steps(probes, steps), A.shape[0]) + limit, width=probes)
+    announced = checked_steps(probes, AUTO if steps == "auto" else steps)
+    A.expect(probes * min(announced, A.shape[0]) + limit, width=probes)
     exact = in_float64(A)
     stage = _stages(
         A,
@@ -324,7 +325,10 @@ def spectrum(
         cost=cost,
         provenance=provenance(A, seed=seed, command=command)
         | {"residual_dtype": str(pairs.values.dtype).removeprefix("torch.")}
-        | {"arguments": {"top": top, "probes": probes, "steps": steps, "tolerance": tolerance}},
+        | {
+            "arguments": {"top": top, "probes": probes, "tolerance": tolerance}
+            | {"steps": density.steps if steps == "auto" else steps}
+        },
         functionals=sums,
         criteria=criteria,
         sampling=sampling,
