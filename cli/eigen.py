@@ -1,5 +1,6 @@
 """`landscape eigen`: extreme eigenvalues and eigenvectors of a trained model's curvature."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,7 +49,7 @@ def eigen(
         typer.Option(
             "--basis",
             metavar="N",
-            help="Vectors of the size of the model in memory. [default: 2 × top + 8, more if small]",
+            help="Vectors of the size of the model in memory. [default: 2 × top + 8, at least 20, more for small models]",
             rich_help_panel=CURVATURE,
         ),
     ] = None,
@@ -161,7 +162,7 @@ def _show(screen: "Console", result: "Eigen", model: Path, written: list[Path]) 
             f"{i + 1}",
             with_error(pair.value, pair.residual),
             data,
-            f"{number(pair.vector_error)} rad" if pair.vector_error < 0.5 else "unknown: a cluster",
+            f"{number(math.asin(pair.vector_error))} rad" if pair.vector_error < 1 else "unknown",
             "" if pair.converged else "[red]not converged[/red]",
         )
     screen.print(table)

@@ -36,7 +36,7 @@ MaxSteps = Annotated[
     typer.Option(
         "--max-steps",
         metavar="N",
-        help="Products of the search for eigenvalues at most. [default: 1000]",
+        help="Products of the search for eigenvalues at most. [default: 1000, or 100 for each eigenvalue]",
         rich_help_panel=CURVATURE,
     ),
 ]

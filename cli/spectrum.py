@@ -128,8 +128,8 @@ def spectrum(
 
     Every number comes with its error: eigenvalues with their residual, trace and density with their
     standard error over probes; and, as "data", with the standard error that comes from having measured on
-    these samples. Exit code 3 when an eigenvalue did not converge; the results are written
-    all the same.
+    these samples. Exit code 3 when an eigenvalue did not converge, or one may be missing, or --limit auto
+    did not reach its tolerance; the results are written all the same.
 
         landscape demo -o model.pt && landscape spectrum model.pt
 
@@ -145,6 +145,8 @@ def spectrum(
     if per_layer:
         if resume is not None:
             raise InputError("--resume does not go with --per-layer: leave one of them out")
+        if about.limit == "auto" or data_tolerance is not None:
+            raise InputError("--per-layer needs a fixed number of samples: say --limit N")
         layers.per_layer(
             about,
             invocation,

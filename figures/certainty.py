@@ -22,8 +22,7 @@ def eigenpairs(report: dict[str, Any]) -> str:
     """Time until ten pairs are certain, beside the peers."""
     found = report["eigen"]
     runs = found["runs"]
-    mine = {"to residual 10⁻⁴": found["ours_to_goal"]}
-    mine |= {"not verified": found["seconds"]["ours, not verified"]}
+    mine = {"not verified": found["seconds"]["ours, not verified"]}
     mine |= {"verified": found["seconds"]["ours"]}
 
     def row(name: str, seconds: float, products: float, worst: float) -> list[str]:
@@ -88,8 +87,8 @@ def kills(report: dict[str, Any]) -> str:
     same = "the same to the last bit" if report["bit_identical"] else "NOT the same"
     return (
         f"A `landscape spectrum` of {report['undisturbed_seconds']:.0f} s was killed by `kill -9` at "
-        f"{len(report['kills'])} random moments, {with_file} of them after its first state was written, and the same "
-        f"command started again: in {report['finished']} finished runs all numbers were {same} as undisturbed."
+        f"{len(report['kills'])} random moments, {with_file} of them after its first state was written, and "
+        f"started again with its resume file: in {report['finished']} finished runs all numbers were {same} as undisturbed."
     )
 
 

@@ -2,6 +2,7 @@
 
 import pickle
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from landscape.batches import digest
 from landscape.errors import InputError
 from landscape.operators.base import CurvatureOperator, Operator
 from landscape.operators.products.plan import Plan
@@ -34,7 +36,7 @@ class Checkpoint:
         path: the file; if it exists its work goes on.
         operator: what is multiplied; with a file its execution plan is taken over.
         work: everything else on which the numbers depend, plain values by name.
-        say: called with a sentence when the state cannot be written.
+        say: called with a sentence when the state cannot be written (default: `warnings.warn`).
 
     Raises:
         InputError: the file is damaged, or belongs to other work.
@@ -48,7 +50,7 @@ class Checkpoint:
         *,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        self.path, self.operator, self.say = Path(path), operator, say
+        self.path, self.operator, self.say = Path(path), operator, say or warnings.warn
         self.identity = _identity(operator) | jsonable(dict(work))
         self.states: dict[str, State] = {}
         self._last, self._duration = time.monotonic(), 0.0
@@ -83,15 +85,10 @@ class Checkpoint:
             with atomic(self.path) as temporary:
                 torch.save(content, temporary)
         except (OSError, RuntimeError) as error:  # torch tells of a full disk in its own words
-            if self.say is not None:
-                reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-                self.say(f"the state cannot be written to {str(self.path)!r}: {reason}; going on")
+            reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+            self.say(f"the state cannot be written to {str(self.path)!r}: {reason}; going on")
         self._last = time.monotonic()
         self._duration = self._last - start
-
-    def remove(self) -> None:
-        """The work is done, and its results are written."""
-        self.path.unlink(missing_ok=True)
 
 
 class Stage:
@@ -205,8 +202,6 @@ def _identity(operator: Operator) -> dict[str, Any]:
 
 def _fingerprint(operator: Operator) -> str:
     """A digest of one product, for matrices that have no name."""
-    from landscape.batches import digest
-
     vector = torch.linspace(-1, 1, operator.shape[0], dtype=torch.float64)
     return digest({"product": operator @ vector.to(operator.device, operator.dtype)})
 

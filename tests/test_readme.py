@@ -15,7 +15,8 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     names: dict[str, object] = {}
     for block in blocks:
         exec(block, names)  # noqa: S102 the README is ours
-    assert {path.name for path in tmp_path.iterdir()} == {"spectrum.json", "spectrum.pdf"}
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"spectrum.json", "spectrum.pdf", "work.pt", "eigen.json"}
 
 
 def test_pictures_exist_and_nothing_is_left_to_fill_in() -> None:
@@ -23,4 +24,7 @@ def test_pictures_exist_and_nothing_is_left_to_fill_in() -> None:
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", README, re.DOTALL)
     assert pictures and all((root / picture).exists() for picture in pictures)
     assert "@@" not in README
-    assert README.count("\n| cnn |") == 1  # the generated table
+    # The generated tables.
+    for row in ("| cnn |", "| ours, not verified |", "| 15 outliers, exponential bulk |"):
+        assert README.count(f"\n{row}") == 1
+    assert "bit as undisturbed" in README

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from landscape.analyses.operators import in_float64, operator_of
 from landscape.analyses.sampling import GROUPS, Sampling, sampling_error
+from landscape.batches import digest
 from landscape.checkpoint import Checkpoint, Stage
 from landscape.errors import InputError
 from landscape.estimators.lanczos import Eigenpairs, Which, eigenpairs, remeasure
@@ -21,7 +22,7 @@ from landscape.problem import Problem
 from landscape.results import EIGEN_SCHEMA as SCHEMA
 from landscape.results import Cost, atomic, provenance, to_json
 
-Phase = Literal["eigenvalues", "data"]
+Phase = Literal["eigenvalues"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Eigen:
 
     `complete`, `missing`: whether a search in the rest of the space found nothing better, and how probable
     it is, at most, that it overlooked something. `sampling` is the error that comes from the choice of
-    samples. `eigenvectors` (P, k) are not part of the JSON; `save_vectors` writes them.
+    samples, with a cost of its own. `eigenvectors` (P, k) are not part of the JSON; `save_vectors` writes them.
     """
 
     operator: str
@@ -174,9 +175,10 @@ def eigen(
     exact = in_float64(A)
     options: dict[str, Any] = {"which": which, "tolerance": tolerance, "basis": basis}
     options |= {"block": block, "max_steps": max_steps, "verify": verify, "seed": seed}
+    begun = {"start": None if start is None else digest(start)}
     checkpoint = None
     if resume is not None:
-        work = {"work": "eigen", "k": k, "samples": samples} | options
+        work = {"work": "eigen", "k": k, "samples": samples} | options | begun
         checkpoint = Checkpoint(resume, A, work, say=say)
 
     def stage(name: str) -> Stage:
@@ -221,7 +223,7 @@ def eigen(
         cost=cost,
         provenance=provenance(A, seed=seed, command=command)
         | {"residual_dtype": str(pairs.values.dtype).removeprefix("torch.")}
-        | {"arguments": {"k": k} | options},
+        | {"arguments": {"k": k} | options | begun},
         sampling=sampling,
         eigenvectors=pairs.vectors,
     )

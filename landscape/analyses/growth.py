@@ -51,6 +51,8 @@ def spectrum_on_enough_data(
         raise InputError(
             f"data_tolerance is {data_tolerance}: it must be positive, for example 0.05 for 5 %"
         )
+    if options.get("resume") is not None:
+        raise InputError("resume needs a fixed number of samples: choose it, or leave resume out")
     if first < 2:
         raise InputError(f"first is {first}: an error needs at least 2 samples")
     subsets = nested(problem, first, seed=seed)

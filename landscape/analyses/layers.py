@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landscape.analyses.grouping import By, Group, groups, positions
-from landscape.analyses.operators import OPERATORS, in_float64
+from landscape.analyses.operators import in_float64, operator_of
 from landscape.analyses.spectrum import Eigenvalue, Measured
 from landscape.errors import InputError
 from landscape.estimators.block_eigenvalues import (
@@ -30,7 +30,6 @@ from landscape.estimators.lanczos import checked_limit
 from landscape.estimators.slq import Measure
 from landscape.estimators.smoothing import SmoothDensity, smooth
 from landscape.operators.base import CurvatureOperator
-from landscape.operators.fisher import Fisher
 from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
 from landscape.results import LAYERS_SCHEMA as SCHEMA
@@ -244,7 +243,10 @@ def layers(
         >>> [(block.name, block.parameters, block.exact) for block in ls.layers(problem).blocks]
         [('0', 9, True), ('2', 4, True)]
     """
-    A = _operator(problem, operator, samples, execution)
+    if not isinstance(problem, Problem):
+        raise InputError(f"layers needs a Problem, not {type(problem).__name__}")
+    A = operator_of(problem, operator, samples=samples, **execution)
+    assert isinstance(A, CurvatureOperator)
     found = groups(problem, by)
     places = [positions(problem, group).to(A.device) for group in found]
     checked_limit(A, [("largest", top)], tolerance, max_steps)  # before the work, not after
@@ -284,7 +286,9 @@ def layers(
     )
     known = [(own.values, own.vectors) for own in pairs]
     traces = block_traces(deflated(spectra, A, places, known))
-    costs = [meter.read() for meter in meters]
+    cost, *others = [meter.read() for meter in meters]
+    for other in others:  # within the same time
+        cost = replace(cost + other, seconds=cost.seconds)
     size = np.sqrt(np.maximum(spectra.squares, 0))
     # The error of a square root: half that of the square, over the root.
     norm_errors = np.divide(
@@ -309,7 +313,7 @@ def layers(
             for group, own in zip(found, pairs, strict=True)
             for sentence in _failures(group.name, own, top, tolerance)
         ],
-        cost=costs[0] + costs[1] if len(costs) > 1 else costs[0],
+        cost=cost,
         provenance=provenance(A, seed=seed, command=command)
         | {
             "residual_dtype": "float64"
@@ -318,20 +322,6 @@ def layers(
         }
         | {"arguments": {**arguments, "tolerance": tolerance}},
     )
-
-
-def _operator(
-    problem: Problem, name: str, samples: int | None, execution: Execution
-) -> CurvatureOperator:
-    if not isinstance(problem, Problem):
-        raise InputError(f"layers needs a Problem, not {type(problem).__name__}")
-    if name not in OPERATORS:
-        raise InputError(f"unknown operator {name!r}: choose one of {', '.join(OPERATORS)}")
-    if samples is not None and name != "fisher":
-        raise InputError(f"samples={samples} only goes with the operator 'fisher', not {name!r}")
-    if name == "fisher":
-        return Fisher(problem, samples=samples, **execution)
-    return OPERATORS[name](problem, **execution)
 
 
 def _block(

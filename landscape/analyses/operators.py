@@ -35,9 +35,11 @@ def operator_of(
         InputError: an unknown name, or arguments that do not go with it.
     """
     if isinstance(problem, Operator):
-        if execution:
+        given = [*execution, *(["operator"] if name != "hessian" else [])]
+        given += [] if samples is None else ["samples"]
+        if given:
             raise InputError(
-                f"{', '.join(execution)} cannot be chosen for {problem!r}: give them to the operator, or "
+                f"{', '.join(given)} cannot be chosen for {problem!r}: give them to the operator, or "
                 "pass the problem"
             )
         return problem

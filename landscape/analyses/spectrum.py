@@ -75,7 +75,7 @@ class Spectrum:
     `eigenvectors`, of shape (P, number of eigenvalues), are not saved. `failures` lists, in words, what
     could not be trusted.
     `sampling` is the error that comes from the choice of samples, of the eigenvalues and the smallest one
-    (None for an operator without samples, and in older files).
+    (None for an operator without samples, and in older files); its cost is not in `cost`.
     """
 
     operator: str

@@ -27,7 +27,7 @@ class Trace:
     """The trace of a curvature matrix, with its errors, cost and provenance.
 
     `estimate` has the standard error and the interval over probes; `sampling` the error that comes from
-    the choice of samples.
+    the choice of samples, with a cost of its own.
     """
 
     operator: str
@@ -45,7 +45,7 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as `landscape/trace/1`."""
-        return {"schema": SCHEMA, **asdict(self)}
+        return {"schema": SCHEMA, **asdict(self), "cost": asdict(self.cost)}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> "Trace":
@@ -56,7 +56,7 @@ class Trace:
         """
         if saved.get("schema") != SCHEMA:
             raise InputError(f"this is {saved.get('schema')!r}, not a result of kind {SCHEMA!r}")
-        parts = {key: value for key, value in saved.items() if key != "schema"}
+        parts = {key: value for key, value in saved.items() if key not in ("schema", "cost")}
         try:
             number = dict(parts["estimate"])
             parts["estimate"] = Estimate(**number | {"cost": Cost(**number["cost"])})

@@ -98,8 +98,8 @@ def eigenpairs(
             an odd k from the top). The wanted come first: smallest first for "smallest", largest
             magnitude first for "magnitude", else largest first.
         tolerance: largest accepted residual, relative to the largest |λ| of A.
-        basis: vectors of length P in the basis, at least k + 2·block (default 2k + 8, at least 20,
-            and up to 300 as long as they take less than 16 MiB). About six more are at work beside it.
+        basis: vectors of length P in the basis, at least k + 2·block (default the largest of 2k + 8, k + 4·block and
+            20, and up to 300 as long as they take less than 16 MiB). About six more are at work beside it.
         block: vectors that are multiplied at once; more than one helps with clusters, and where a product
             with several costs little more than one with a single vector.
         max_steps: products of the search at most (default max(1000, 100·k)).

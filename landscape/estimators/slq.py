@@ -255,6 +255,10 @@ def _known(A: Operator, pairs: Eigenpairs | None) -> tuple[Tensor, Measure]:
     size = A.shape[0]
     if pairs is None:
         return torch.empty(size, 0, dtype=A.dtype, device=A.device), Measure(*np.empty((3, 0)))
+    if not isinstance(pairs, Eigenpairs):
+        raise InputError(
+            f"deflate is a {type(pairs).__name__}: pass the result of ls.eigenpairs, whose values are needed"
+        )
     if pairs.vectors.shape[0] != size:
         raise InputError(
             f"the eigenvectors to deflate have length {pairs.vectors.shape[0]:,}, but the operator is "

@@ -35,7 +35,7 @@ Status = Literal[
     "least squares",
     "stagnation",
 ]
-# In the order of their numbers in krylov.py, where 0 is "running".
+# In the order of their numbers in iteration.py, where 0 is "running".
 _STATUS: tuple[Status, ...] = (
     "iteration limit",
     "converged",
