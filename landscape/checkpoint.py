@@ -20,16 +20,16 @@ from landscape.results import Cost, Meter, atomic, jsonable
 
 SCHEMA = "landscape/resume/1"
 LONGEST = 60.0  # seconds of work that may be lost
-SHARE = 0.02  # of the time, for writing
+SHARE = 0.01  # of the time, for writing
 State = dict[str, Any]
 
 
 class Checkpoint:
     """The state of every stage of some work, written whole or not at all.
 
-    A stage offers its state after every step. It is written as soon as 50 times the duration of the last
-    writing have passed, so that writing takes 2 % of the time, and every minute at the latest: only where
-    one writing takes more than 1.2 s is the share larger. When the disk is full the work goes on, the last
+    A stage offers its state after every step. It is written as soon as 100 times the duration of the last
+    writing have passed, so that writing takes 1 % of the time, and every minute at the latest: only where
+    one writing takes more than 0.6 s is the share larger. At the end of a stage it is written too. When the disk is full the work goes on, the last
     state that was written stays, and `say` is told.
 
     Args:
