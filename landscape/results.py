@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from landscape.errors import InputError
 from landscape.memory import peak_bytes
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ class Estimate:
 def student_quantile(confidence: float, degrees: int | None) -> float:
     """Standard errors to either side of an interval: Student's t, or the normal if `degrees` is None.
 
+    NaN without a degree of freedom.
+
     >>> round(student_quantile(0.95, 9), 3), round(student_quantile(0.95, None), 3)
     (2.262, 1.96)
     """
@@ -165,6 +168,27 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, Cost):
         return jsonable(asdict(value))
     return value
+
+
+T = TypeVar("T")
+
+
+def write_result(result: dict[str, Any], path: str | Path) -> None:
+    """Write a result as JSON; the file appears whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(to_json(result))
+
+
+def read_result(path: str | Path, build: Callable[[dict[str, Any]], T], what: str) -> T:
+    """Read what `write_result` wrote.
+
+    Raises:
+        InputError: it cannot be read, or is no such result.
+    """
+    try:
+        return build(json.loads(Path(path).read_text()))
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"cannot read {what} from {str(path)!r}: {error}") from error
 
 
 def to_json(result: dict[str, Any]) -> str:

@@ -166,10 +166,10 @@ def test_the_forecast_counts_and_times_the_engine_that_the_command_uses() -> Non
     problem = ls.Problem(model, "cross_entropy", (x, y))
     rows = {row.command: row for row in forecast(problem)}
     assert rows["spectrum"].plan.engine == rows["check"].plan.engine == "split"
-    # 10 probes of 50 steps; 60 to 300 steps for 6 eigenvalues; residuals, twice.
-    assert rows["spectrum"].products == (500 + 60 + 12, 500 + 300 + 12)
-    # 14 to measure, 3 to compare; 60 to 300 steps for 3 eigenvalues; residuals, twice.
-    assert rows["check"].products == (14 + 3 + 60 + 6, 14 + 3 + 300 + 6)
+    # 10 probes of 50 steps; 30 to 1000 steps for 6 eigenvalues, one more, and residuals in float64.
+    assert rows["spectrum"].products == (500 + 30 + 1 + 6, 500 + 1000 + 1 + 6)
+    # 14 to measure, 3 to compare; 30 to 1000 steps for 3 eigenvalues, one more, and residuals.
+    assert rows["check"].products == (14 + 3 + 30 + 1 + 3, 14 + 3 + 1000 + 1 + 3)
     for row in rows.values():
         assert all(math.isfinite(s) and s > 0 for s in row.seconds)
         assert row.seconds[0] <= row.seconds[1] and row.fits and row.peak_bytes > 0

@@ -121,7 +121,7 @@ def test_errors_from_the_choice_of_samples_stand_beside_the_others(
     assert done.returncode == 0
     result = json.loads(Path("r.json").read_text())
     assert result["sampling"]["samples"] == 64 and result["sampling"]["population"] is None
-    assert done.stdout.count("data ± ") == 8  # loss, λ1 … λ5, λ min, trace
+    assert done.stdout.count("data ± ") == 9  # loss, λ1 … λ5, λ min, trace, and what it means
     assert "64 samples in 32 random groups" in done.stdout
     assert "about their distribution" in done.stdout
 

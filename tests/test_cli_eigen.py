@@ -10,6 +10,8 @@ from conftest import Run
 import landscape as ls
 from landscape import checkpoint
 from landscape.estimators import search
+from landscape.operators.base import CurvatureOperator
+from landscape.results import to_json
 
 
 def test_eigen_prints_and_writes_what_the_estimator_finds(run: Run, tiny_archive: Path) -> None:
@@ -30,7 +32,7 @@ def test_eigen_prints_and_writes_what_the_estimator_finds(run: Run, tiny_archive
     ):
         assert said in done.stdout
     again = ls.Eigen.load("e.json")
-    assert json.loads(json.dumps(again.to_dict())) == saved
+    assert json.loads(to_json(again.to_dict())) == saved
     vectors = torch.load("v.pt")["vectors"].double()
     matrix = ls.Hessian(ls.load_problem(tiny_archive, dtype=torch.float64))
     rest = (matrix @ vectors - vectors * values.double()).norm(dim=0)
@@ -62,7 +64,7 @@ def test_trace_prints_and_writes_what_the_estimator_finds(run: Run, tiny_archive
     assert found["standard_error"] <= 0.05 * found["value"]
     for said in ("trace", "with 95 % confidence", "method", "64 samples in 32 random groups"):
         assert said in done.stdout
-    assert json.loads(json.dumps(ls.Trace.load("t.json").to_dict())) == saved
+    assert json.loads(to_json(ls.Trace.load("t.json").to_dict())) == saved
 
 
 def test_a_budget_that_does_not_suffice_is_exit_code_three(run: Run, tiny_archive: Path) -> None:
@@ -87,16 +89,16 @@ def test_interrupted_commands_go_on_to_the_same_numbers(
     assert run(*asked, "--json", "whole.json").returncode == 0
 
     made = 0
-    product = ls.Operator.product
+    multiply = CurvatureOperator._multiply
 
-    def interrupted(self: ls.Operator, block: torch.Tensor) -> torch.Tensor:
+    def interrupted(self: CurvatureOperator, block: torch.Tensor) -> torch.Tensor:
         nonlocal made
         made += 1
         if made == 9:
             raise KeyboardInterrupt
-        return product(self, block)
+        return multiply(self, block)
 
-    monkeypatch.setattr(ls.Operator, "product", interrupted)
+    monkeypatch.setattr(CurvatureOperator, "_multiply", interrupted)
     for _ in range(40):
         made = 0
         done = run(*asked, "--json", "pieces.json", "--resume", "work.pt")

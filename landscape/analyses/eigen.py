@@ -1,6 +1,5 @@
 """Which are the extreme eigenvalues of this loss's curvature, and along which directions?"""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -20,7 +19,7 @@ from landscape.operators.base import CurvatureOperator, Operator
 from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
 from landscape.results import EIGEN_SCHEMA as SCHEMA
-from landscape.results import Cost, atomic, provenance, to_json
+from landscape.results import Cost, atomic, provenance, read_result, write_result
 
 Phase = Literal["eigenvalues"]
 
@@ -85,16 +84,12 @@ class Eigen:
 
     def save(self, path: str | Path) -> None:
         """Write the result as JSON; the file appears whole or not at all."""
-        with atomic(path) as temporary:
-            temporary.write_text(to_json(self.to_dict()))
+        write_result(self.to_dict(), path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Eigen":
         """Read what `save` wrote."""
-        try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"cannot read eigenvalues from {str(path)!r}: {error}") from error
+        return read_result(path, cls.from_dict, "eigenvalues")
 
     def save_vectors(self, path: str | Path) -> None:
         """Write values (k,) and vectors (P, k) as tensors, for `read_vectors` or `torch.load`."""

@@ -1,6 +1,5 @@
 """What does the curvature of each part of a model look like, and how do the parts couple?"""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -33,7 +32,7 @@ from landscape.operators.base import CurvatureOperator
 from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
 from landscape.results import LAYERS_SCHEMA as SCHEMA
-from landscape.results import Cost, Meter, Progress, atomic, provenance, to_json
+from landscape.results import Cost, Meter, Progress, provenance, read_result, write_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -150,16 +149,12 @@ class Layers:
 
     def save(self, path: str | Path) -> None:
         """Write the result as JSON; the file appears whole or not at all."""
-        with atomic(path) as temporary:
-            temporary.write_text(to_json(self.to_dict()))
+        write_result(self.to_dict(), path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Layers":
         """Read what `save` wrote."""
-        try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"cannot read layers from {str(path)!r}: {error}") from error
+        return read_result(path, cls.from_dict, "layers")
 
     def plot(self, path: str | Path | None = None, **options: Any) -> "Figure":
         """Draw densities and norms; see `landscape.plots.layers.plot_layers`."""

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 from torch import Tensor
 
 from landscape.analyses.groups import random_groups
@@ -17,7 +16,7 @@ from landscape.estimators.probes import generator, rademacher
 from landscape.estimators.sums import dots
 from landscape.operators.base import CurvatureOperator
 from landscape.operators.empirical_fisher import EmpiricalFisher, GradientCovariance
-from landscape.results import Cost, Meter
+from landscape.results import Cost, Meter, student_quantile
 
 Array = NDArray[np.float64]
 GROUPS = 32  # their number, less one, is that of the degrees of freedom
@@ -178,7 +177,7 @@ def sampling_error(
         population=population,
         groups=count,
         at_random=dealt is not None,
-        quantile=float(stdtrit(count - 1, 0.975)) if count > 1 else _NAN,
+        quantile=student_quantile(0.95, count - 1),
         eigenvalues=[Sampled(*pair) for pair in zip(values.tolist(), errors.tolist(), strict=True)],
         top_bias=bias,
         trace=Sampled(trace, float(np.sqrt(across))),

@@ -1,6 +1,5 @@
 """What does the curvature of this loss look like: density, leading eigenvalues, trace."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -30,7 +29,7 @@ from landscape.operators.base import CurvatureOperator, Operator
 from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
 from landscape.results import SPECTRUM_SCHEMA as SCHEMA
-from landscape.results import Cost, atomic, provenance, to_json
+from landscape.results import Cost, provenance, read_result, write_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -167,16 +166,12 @@ class Spectrum:
 
     def save(self, path: str | Path) -> None:
         """Write the result as JSON; the file appears whole or not at all."""
-        with atomic(path) as temporary:
-            temporary.write_text(to_json(self.to_dict()))
+        write_result(self.to_dict(), path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Spectrum":
         """Read what `save` wrote."""
-        try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"cannot read a spectrum from {str(path)!r}: {error}") from error
+        return read_result(path, cls.from_dict, "a spectrum")
 
     def plot(self, path: str | Path | None = None, **options: Any) -> "Figure":
         """Draw the density; see `landscape.plots.spectrum.plot_spectrum`."""

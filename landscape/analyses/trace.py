@@ -1,6 +1,5 @@
 """How large is the trace of this loss's curvature?"""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,7 +16,7 @@ from landscape.operators.base import CurvatureOperator, Operator
 from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
 from landscape.results import TRACE_SCHEMA as SCHEMA
-from landscape.results import Cost, Estimate, atomic, provenance, to_json
+from landscape.results import Cost, Estimate, provenance, read_result, write_result
 
 Phase = Literal["trace"]
 
@@ -68,16 +67,12 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Write the result as JSON; the file appears whole or not at all."""
-        with atomic(path) as temporary:
-            temporary.write_text(to_json(self.to_dict()))
+        write_result(self.to_dict(), path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Trace":
         """Read what `save` wrote."""
-        try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"cannot read a trace from {str(path)!r}: {error}") from error
+        return read_result(path, cls.from_dict, "a trace")
 
 
 def trace_of(

@@ -3,12 +3,10 @@
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
 from torch import Tensor
 
 from landscape.errors import InputError
@@ -26,7 +24,7 @@ from landscape.estimators.probes import generator, rademacher
 from landscape.estimators.slq import Measure
 from landscape.estimators.sums import dots, norms
 from landscape.operators.base import Operator, require_operator
-from landscape.results import Cost, Meter, Progress
+from landscape.results import Cost, Meter, Progress, student_quantile
 
 Array = NDArray[np.float64]
 
@@ -231,12 +229,11 @@ def block_traces(found: BlockSpectra) -> BlockTraces:
 
 def _width(variance: float, samples: int) -> float:
     """Of the 95 % interval around the mean of so many samples, infinite where there is none."""
-    return variance**0.5 * _quantile(samples) / samples**0.5 if samples > 1 else math.inf
-
-
-@cache
-def _quantile(samples: int) -> float:
-    return float(student_t.ppf(0.975, samples - 1))
+    return (
+        variance**0.5 * student_quantile(0.95, samples - 1) / samples**0.5
+        if samples > 1
+        else math.inf
+    )
 
 
 def mean_and_error(samples: Array) -> tuple[float, float]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from landscape.errors import InputError
 from landscape.estimators.quadrature import Measure, Tridiagonal
 from landscape.estimators.slq import SpectralDensity
 from landscape.estimators.smoothing import mass_below
+from landscape.results import student_quantile
 
 Array = NDArray[np.float64]
 # Sums over the eigenvalues of a measure, one number each, and what is made of them.
@@ -171,7 +171,7 @@ def negative_mass(density: SpectralDensity, *, confidence: float = CONFIDENCE) -
     known = float((density.deflated.nodes < -density.zero).sum()) / density.order
     sides = np.array([_sides(probe, density.bulk_mass, -density.zero) for probe in density.bulk])
     mean, error = known + sides.mean(0), _errors_of_means(sides)
-    t = _quantile(len(sides), confidence)
+    t = student_quantile(confidence, len(sides) - 1)
     return Functional(
         float(mean.mean()),
         float(_errors_of_means(sides.mean(1, keepdims=True))[0]),
@@ -276,7 +276,7 @@ def _functional(
             float(np.mean([abs(combine(np.array(sums(m))) - combine(y)) for m, y in zip(then, x)]))
             for then in density.earlier
         )
-    reach = _quantile(count, confidence) * error + quadrature
+    reach = student_quantile(confidence, count - 1) * error + quadrature
     return Functional(value, error, quadrature, value - reach, value + reach)
 
 
@@ -295,11 +295,6 @@ def _errors_of_means(samples: Array) -> Array:
         return np.full(samples.shape[1], np.nan)
     error: Array = samples.std(0, ddof=1) / math.sqrt(count)
     return error
-
-
-def _quantile(count: int, confidence: float) -> float:
-    """Of Student's t, both tails together 1 − confidence; NaN for one probe."""
-    return float(stdtrit(count - 1, (1 + confidence) / 2)) if count > 1 else math.nan
 
 
 def _check(confidence: float) -> None:
