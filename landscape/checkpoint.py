@@ -1,5 +1,6 @@
 """Unfinished work in a file, from which a killed run goes on to the same numbers."""
 
+import os
 import pickle
 import time
 import warnings
@@ -16,7 +17,7 @@ from landscape.batches import digest
 from landscape.errors import InputError
 from landscape.operators.base import CurvatureOperator, Operator
 from landscape.operators.products.plan import Plan
-from landscape.results import Cost, Meter, atomic, jsonable
+from landscape.results import Cost, Meter, jsonable
 
 SCHEMA = "landscape/resume/1"
 LONGEST = 60.0  # seconds of work that may be lost
@@ -58,7 +59,7 @@ class Checkpoint:
             saved = _read(self.path)
             _require_same(self.path, saved["identity"], self.identity)
             self.states = saved["states"]
-            if isinstance(operator, CurvatureOperator) and saved["plan"] is not None:
+            if saved["plan"] is not None:
                 operator.replay(saved["plan"])
 
     def stage(self, name: str) -> "Stage":
@@ -71,8 +72,7 @@ class Checkpoint:
         if not at_once and waited < min(LONGEST, self._duration / SHARE):
             return
         start = time.monotonic()
-        if isinstance(self.operator, CurvatureOperator):
-            self.operator.hold()  # a run that goes on from here could not change it either
+        self.operator.hold()  # a run that goes on from here could not change it either
         self.states[name] = _packed(state())
         plan = self.operator.plan
         content = {
@@ -81,11 +81,17 @@ class Checkpoint:
             "plan": None if plan is None else jsonable(plan.to_dict()),
             "states": self.states,
         }
+        # One name, so that what a kill leaves of it is written over.
+        part = self.path.with_name(self.path.name + ".part")
         try:
-            with atomic(self.path) as temporary:
-                torch.save(content, temporary)
+            with open(part, "wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.path)
         except (OSError, RuntimeError) as error:  # torch tells of a full disk in its own words
             reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+            part.unlink(missing_ok=True)
             self.say(f"the state cannot be written to {str(self.path)!r}: {reason}; going on")
         self._last = time.monotonic()
         self._duration = self._last - start
@@ -108,6 +114,12 @@ class Stage:
     def meter(self, operator: Operator) -> Meter:
         """A meter that counts what an earlier run has cost too."""
         return Meter(operator, self.earlier)
+
+    def forget(self) -> None:
+        """Let go of the state, once it has been taken over; the file keeps it until the next offer."""
+        self.state = None
+        if self._checkpoint is not None:
+            del self._checkpoint.states[self._name]
 
     def offer(self, meter: Meter, state: Callable[[], State], *, done: bool = False) -> None:
         """Say that the state could be written now; when the stage is done, it is."""
@@ -135,11 +147,21 @@ class Tape(Operator):
         self._kept: list[torch.Tensor] = [] if stage.state is None else stage.state["kept"]
         self._played, self._recording = 0, False
 
-    def record(self, make: Callable[[], torch.Tensor], columns: int) -> torch.Tensor:
-        """What `make` gives, or gave in an earlier run, with products of so many columns in all."""
+    def record(self, make: Callable[[], torch.Tensor], count: int) -> torch.Tensor:
+        """What `make` gives, or gave in an earlier run: (1, count) numbers, from as many products."""
+        return self._recorded(make, (1, count), counted=count)
+
+    def _recorded(
+        self, make: Callable[[], torch.Tensor], shape: tuple[int, ...], *, counted: int
+    ) -> torch.Tensor:
         if self._played < len(self._kept):
             result = self._kept[self._played].to(self.device)
-            self.products += columns
+            if result.shape != shape:
+                raise InputError(
+                    "this work cannot go on as it began, because less memory is free than then: free some, or "
+                    "remove the resume file to begin anew"
+                )
+            self.products += counted
         else:
             self._recording = True
             result = make()
@@ -159,7 +181,7 @@ class Tape(Operator):
     def _multiply(self, block: torch.Tensor) -> torch.Tensor:
         if self._recording:
             return self.operator.product(block)
-        return self.record(lambda: self.operator.product(block), 0)
+        return self._recorded(lambda: self.operator.product(block), block.shape, counted=0)
 
     def _refresh(self) -> None:
         self.operator._refresh()
@@ -182,8 +204,14 @@ def _identity(operator: Operator) -> dict[str, Any]:
     from landscape import __version__
 
     if isinstance(operator, CurvatureOperator):
-        about = operator.problem.summary()
+        problem = operator.problem
+        about = problem.summary()
         del about["origin"]  # files may be moved
+        # A loss is more than its name.
+        slope = float(problem.gradient().double().norm())
+        about |= {"loss value": f"{problem.loss():.6g}", "gradient norm": f"{slope:.6g}"}
+        about |= {"products": str(operator.arithmetic or problem.dtype)}
+        about |= {name: getattr(operator, name, None) for name in ("samples", "seed")}
         matrix: Any = about
     else:
         matrix = _fingerprint(operator)

@@ -13,6 +13,7 @@ from spectra import SPECTRA, small_net, with_spectrum
 import landscape as ls
 from landscape import checkpoint
 from landscape.checkpoint import Checkpoint, Stage
+from landscape.estimators import auto
 from landscape.estimators.lanczos import Eigenpairs
 from landscape.estimators.slq import SpectralDensity
 from landscape.operators.base import Operator
@@ -239,6 +240,44 @@ def test_a_file_of_other_work_is_refused_with_what_differs(
     with pytest.raises(ls.InputError, match=f"belongs to other work: {sentence}"):
         run(**change)
     assert (tmp_path / "work.pt").read_bytes() == content
+
+
+def test_operators_that_differ_in_more_than_their_name_are_told_apart(
+    tmp_path: Path, eager: None
+) -> None:
+    model, inputs, target = small_net()
+
+    def problem(factor: float) -> ls.Problem:
+        def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return factor * torch.nn.functional.cross_entropy(output, target)
+
+        return ls.Problem(model, loss, (inputs, target))
+
+    file = tmp_path / "work.pt"
+    ls.eigenpairs(ls.Hessian(problem(1.0)), 1, resume=file)
+    with pytest.raises(ls.InputError, match="belongs to other work: loss value"):
+        ls.eigenpairs(ls.Hessian(problem(3.0)), 1, resume=file)
+    with pytest.raises(ls.InputError, match="belongs to other work: products"):
+        ls.eigenpairs(ls.Hessian(problem(1.0), products=torch.float64), 1, resume=file)
+    file.unlink()
+    plain = ls.Problem(model, "cross_entropy", (inputs, target))
+    ls.eigenpairs(ls.Fisher(plain, samples=1), 1, resume=file)
+    with pytest.raises(ls.InputError, match="belongs to other work: samples was 1 and is None"):
+        ls.eigenpairs(ls.Fisher(plain), 1, resume=file)
+
+
+def test_traces_that_cannot_be_repeated_say_so(
+    tmp_path: Path, eager: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make() -> Operator:
+        return ls.as_operator(with_spectrum(SPECTRA["network"]))
+
+    file = tmp_path / "work.pt"
+    with pytest.raises(Killed):
+        ls.trace(mortal(make(), iter([6])), tolerance=0.001, probes=20, resume=file)
+    monkeypatch.setattr(auto, "affordable", lambda *_: False)
+    with pytest.raises(ls.InputError, match="less memory is free than then"):
+        ls.trace(make(), tolerance=0.001, probes=20, resume=file)
 
 
 def test_a_full_disk_is_said_and_the_last_state_stays(

@@ -80,10 +80,11 @@ class Krylov:
         coefficients = self._remove(place, known) + self._remove(place, known)
         following = min(self.width, self.A.shape[0] - size)  # there may be no more directions
         new, coupling = _orthonormal(place, following)
-        if self.width > 1:  # a block that lost rank is filled up with directions of no meaning
-            self._remove(new, known)
-            new, again = _orthonormal(new, following)
-            coupling = again @ coupling
+        # What was lost to rounding is filled up with directions of no meaning, orthogonal all the same.
+        place[:following] = new
+        self._remove(place[:following], known)
+        new, again = _orthonormal(place[:following], following)
+        coupling = again.to(coupling) @ coupling
         place[:following] = new
         numbers = torch.cat([coefficients.flatten(), coupling.to(coefficients).flatten()])
         self._seen.append((self.width, numbers))
@@ -168,7 +169,7 @@ class Krylov:
             grown[start:, start:] = (columns[start:] + columns[start:].T) / 2
             self.matrix, self.cut = grown, np.append(self.cut, np.zeros(width))
             self.coupling = part[size * width :].reshape(-1, width)
-            small = 50 * torch.finfo(self.A.dtype).eps * np.abs(self.matrix).max()
+            small = torch.finfo(self.A.dtype).eps * np.abs(self.matrix).max()
             if np.abs(self.coupling).max(initial=0.0) <= small:
                 self.size, self.width, self.closed = size, 0, True
                 self.coupling = np.zeros((0, 0))

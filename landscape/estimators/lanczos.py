@@ -11,7 +11,7 @@ from torch import Tensor
 from landscape.batches import digest
 from landscape.checkpoint import Resume, Stage, State, stage_of
 from landscape.errors import InputError
-from landscape.estimators.probes import generator
+from landscape.estimators.probes import gaussian, generator
 from landscape.estimators.search import End, Search, best
 from landscape.estimators.sums import dots, norms
 from landscape.operators.base import Operator, require_operator
@@ -29,10 +29,11 @@ class Eigenpairs:
     Attributes:
         values: (k,).
         vectors: (P, k), of unit length.
-        residuals: (k,), bounds of ‖Av − λv‖, which is at least the distance of a value from an eigenvalue
-            of A.
+        residuals: (k,), ‖Av − λv‖, rather more than less: what the recurrence says, and an estimate of how far
+            the recurrence is from the truth. A has an eigenvalue within ‖Av − λv‖ of the value.
         converged: (k,), whether the residual is within the tolerance.
-        gaps: (k,), distance of each value from the nearest other one that was seen, returned or not.
+        gaps: (k,), distance of each value from where the nearest other one may be that was seen, returned or
+            not.
         complete: whether a search in the rest of the space was made and found nothing better; without it
             an eigenvalue may be missing, such as a further copy of a multiple one.
         missing: bound on the probability that the search overlooked one all the same; 1 where the bound
@@ -57,10 +58,9 @@ class Eigenpairs:
 
     @property
     def vector_errors(self) -> Tensor:
-        """Bounds (k,) of sin ∠(v, eigenvector): residual over gap (Davis & Kahan 1970,
-        doi:10.1137/0707001); 1 where eigenvalues lie too close to tell their vectors apart."""
-        room = self.gaps - self.residuals
-        return torch.where(room > 0, self.residuals / room, 1).clamp(max=1)
+        """Bounds (k,) of sin ∠(v, eigenvector), if no other eigenvalue lies in the gap: residual over gap
+        (Davis & Kahan 1970, doi:10.1137/0707001); 1 where values lie too close to tell vectors apart."""
+        return torch.where(self.gaps > 0, self.residuals / self.gaps, 1).clamp(max=1)
 
 
 def eigenpairs(
@@ -85,11 +85,11 @@ def eigenpairs(
     by rounding. A Krylov space from one vector holds one direction of each eigenspace: a small residual
     proves an eigenpair, never completeness. So when the pairs have converged, a fresh random vector
     searches the rest of the space. If it finds better ones the pairs are locked and the search goes on;
-    else it stops when an eigenvalue that was overlooked would be improbable (Kuczyński & Woźniakowski
-    1992, doi:10.1137/0613066) or its own best value has converged. Residuals are those of the recurrence;
-    one more product, with a random combination of the vectors, measures how far the recurrence is from
-    the truth, rounding included, and this is added to each. (After a second search, k products measure
-    them.)
+    else it stops when an eigenvalue that was overlooked would be improbable (see `Verification.missing`)
+    or its own best value has converged. Residuals are those of the recurrence;
+    one more product, with a random combination of the vectors, estimates how far the recurrence is from
+    the truth, rounding included, and this is added to each. (Where vectors had to be cut off from their
+    space, k products measure them.)
 
     Args:
         A: the operator, order P.
@@ -104,7 +104,8 @@ def eigenpairs(
             with several costs little more than one with a single vector.
         max_steps: products of the search at most (default max(1000, 100·k)).
         start: (P,) or (P, j), vectors near the wanted ones, such as those of the same network a little
-            earlier in training; the search begins with their sum, or with each where `block` is j.
+            earlier in training; the search begins with their sum, or with as many sums as
+            `block` says, and random vectors where they are too few.
         verify: search the rest of the space for better ones; without it `complete` is False.
         seed: of the random starting vectors.
         progress: called with (products done, products at most, as far as is known).
@@ -168,7 +169,8 @@ def extreme_eigenpairs(
     limit = checked_limit(A, ends, tolerance, max_steps)
     wanted = tuple((end, count) for end, count in ends if count)
     size = basis_size(A, sum(count for _, count in wanted), basis, block)
-    first = None if start is None else _starting(A, start, block)
+    source = generator(seed)
+    first = None if start is None else _starting(A, start, block, source)
     work = {"ends": wanted, "tolerance": tolerance, "basis": size, "block": block, "limit": limit}
     work |= {"verify": verify, "seed": seed, "start": None if first is None else digest(first)}
     stage = stage_of(resume, A, "eigenpairs", work)
@@ -176,11 +178,12 @@ def extreme_eigenpairs(
         return _loaded(stage, A)
     meter = stage.meter(A)
     A.expect(min(limit, 10 * sum(count for _, count in wanted) + 30), width=block)
-    search = Search(A, wanted, tolerance, limit, size, block, verify, generator(seed), progress)
+    search = Search(A, wanted, tolerance, limit, size, block, verify, source, progress)
     if stage.state is None:
         search.begin(first)
     else:
         search.restore(stage.state)
+        stage.forget()
     while not search.done:
         search.advance()
         stage.offer(meter, search.state)
@@ -243,15 +246,15 @@ def basis_size(A: Operator, k: int, asked: int | None = None, block: int = 1) ->
     if asked is None:
         affordable = FREE // (A.dtype.itemsize * A.shape[0])
         asked = max(2 * k + 8, 20, k + 4 * block, min(WIDEST, affordable))
-    elif asked < min(k + 2 * block, A.shape[0]):
+    elif asked < min(k + 2 * block, A.shape[0] + block):
         raise InputError(
             f"basis is {asked}: {k} eigenpairs in blocks of {block} need at least {k + 2 * block} vectors"
         )
     return asked
 
 
-def _starting(A: Operator, start: Tensor, width: int) -> Tensor:
-    """Starting vectors as a block of some width, or their sum."""
+def _starting(A: Operator, start: Tensor, width: int, source: torch.Generator) -> Tensor:
+    """A block (P, width): sums of starting vectors, and random ones where there are too few."""
     block = start.detach().reshape(len(start), -1) if start.ndim in (1, 2) else start
     if block.ndim != 2 or len(block) != A.shape[0] or not block.shape[1]:
         raise InputError(
@@ -260,7 +263,12 @@ def _starting(A: Operator, start: Tensor, width: int) -> Tensor:
     if not bool(torch.isfinite(block).all()):
         raise InputError("start holds numbers that are not finite: leave it out")
     block = block.to(A.device, A.dtype)
-    return block if block.shape[1] == width else block.sum(1, keepdim=True)
+    parts = [block[:, i::width].sum(1) for i in range(min(width, block.shape[1]))]
+    summed = torch.stack(parts, dim=1)
+    if not bool((norms(summed) > 0).all()):
+        raise InputError("start holds vectors that are zero, or whose sum is: leave it out")
+    more = gaussian(A, width - len(parts), source) if len(parts) < width else summed[:, :0]
+    return torch.cat([summed, more], dim=1)
 
 
 def remeasure(
@@ -278,8 +286,10 @@ def remeasure(
     numbers = torch.empty(2, 0, dtype=A.dtype, device=A.device)  # values and residuals
     if stage.state is not None:
         numbers = stage.state["numbers"].to(numbers)
-    # A few at once: they lie in memory beside their products.
-    for part in vectors[:, numbers.shape[1] :].split(4, dim=1):
+    while (start := numbers.shape[1]) < vectors.shape[1]:
+        part = vectors[
+            :, start : start + 4
+        ]  # a few at once: they lie in memory beside their products
         products = A @ part
         # Divided by the squared length once more: in float32 that is 1 only to seven digits.
         values = (dots(part, products) / dots(part, part)).to(vectors)

@@ -19,6 +19,7 @@ End = tuple[Literal["largest", "smallest", "magnitude"], int]
 Array = NDArray[np.float64]
 CHECK_EVERY = 5  # steps between two looks at numbers on a device that would have to be waited for
 PATIENCE = 10  # steps by which a space may grow after the wanted pairs have converged
+LEAST = 10  # steps before the rest of the space is believed on convergence alone
 MISSING = 1e-3  # accepted probability that an eigenvalue is missing
 _STATE = ("norm", "steps", "missing", "settled", "complete", "patience", "owed")
 
@@ -155,8 +156,10 @@ class Search:
         kept = list(self.chosen)
         room = len(kept) + (len(self.space.basis) - 2 * self.space.width - len(kept)) // 2
         start, queues = 0, []
-        for end, count in self.ends:
-            if ritz.bounds[self.chosen[start : start + count]].max() > self.accepted:
+        for (end, count), owed in zip(self.ends, self.owed, strict=True):
+            own = self.chosen[start : start + count]
+            short = rank(ritz.values[own], end).min() < owed - self.accepted
+            if short or ritz.bounds[own].max() > self.accepted:
                 queues.append(best(ritz.values, end, len(ritz.values)).tolist())
             start += count
         for turn in range(len(ritz.values)):
@@ -180,10 +183,14 @@ class Search:
         if hides and self.patience > 0 and self.space.room >= self.space.width > 0:
             return
         if hides:
-            self.space.lock(self.ritz, self.chosen)
-            self.ritz = self.space.look()
-            self.chosen = self._choose(self.ritz.values)
+            self._lock()
         self.rest = Verification(self.A, self.space.basis[: self.space.size], self.source)
+
+    def _lock(self) -> None:
+        """Give up everything but the wanted pairs."""
+        self.space.lock(self.ritz, self.chosen)
+        self.ritz = self.space.look()
+        self.chosen = self._choose(self.ritz.values)
 
     def _expected(self, sign: int, threshold: float) -> float:
         """A guess of the largest eigenvalue outside the space, from the Ritz values that are not wanted."""
@@ -204,7 +211,7 @@ class Search:
         elif any(sign * value > t for sign, t in self._sides() for value in values):
             known = np.append(self.ritz.values[self.chosen], values)
             self.owed = [float(np.sort(rank(known, end))[-n]) for end, n in self.ends]
-            self.space.lock(self.ritz, self.chosen)
+            self._lock()
             self.space.begin_afresh(self.block, self.source)
             self.rest, self.patience = None, PATIENCE
 
@@ -215,17 +222,17 @@ class Search:
         if not len(values):
             return 0.0
         order = np.argsort(sign * values)
-        smallest, largest = (sign * values[order])[[0, -1]]
+        largest = float(sign * values[order[-1]])
         if largest > threshold:
             return None
         probability = 1.0
         for share in (0.9, 0.7, 0.5, 0.3):
             between = largest + share * (threshold - largest)
             if not self._hides(sign, threshold, between):
-                reach = smallest - bounds[order[0]]
-                probability = rest.missing(between, largest, reach)
+                probability = rest.missing(between, sign * values)
                 break
-        settled = probability <= MISSING or rest.closed or bounds[order[-1]] <= self.accepted
+        converged = rest.steps >= LEAST and bounds[order[-1]] <= self.accepted
+        settled = probability <= MISSING or rest.closed or converged
         return probability if settled else None
 
     def _hides(self, sign: int, threshold: float, outside: float) -> bool:
@@ -236,6 +243,8 @@ class Search:
         T + EᵀE / (t − outside).
         """
         space = self.space
+        if not space.coupling.any() and not space.cut.any():
+            return False
         if not outside < threshold:
             return True
         squares = np.zeros_like(space.matrix)
@@ -260,10 +269,13 @@ class Search:
         return sides
 
     def _gaps(self) -> Array:
-        """Distance of every wanted value from the nearest other one that was seen."""
-        values = self.ritz.values
-        others = values if self.rest is None else np.append(values, self.rest.look()[0])
-        gaps = np.abs(values[self.chosen][:, None] - others)
+        """Distance of every wanted value from where the nearest other one may be that was seen."""
+        values, bounds = self.ritz.values, self.ritz.bounds
+        others, blur = values, bounds
+        if self.rest is not None:
+            found, residuals = self.rest.look()
+            others, blur = np.append(values, found), np.append(bounds, residuals)
+        gaps = np.abs(values[self.chosen][:, None] - others) - blur
         gaps[np.arange(self.k), self.chosen] = math.inf
         return gaps.min(axis=1)
 

@@ -192,6 +192,8 @@ def spectral_density(
             run.begin(_start(A, known, probes, seed))
         else:
             run.restore(stage.state)
+            if not run.done:
+                stage.forget()
         while not run.done:
             run.advance()
             if steps == "auto" and run.steps > CHECK_EVERY:  # five have nothing to be compared with

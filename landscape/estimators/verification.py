@@ -71,35 +71,31 @@ class Verification:
             diagonal, couplings = numbers.cpu().numpy().T
             self.diagonal = np.append(self.diagonal, diagonal)
             self.couplings = np.append(self.couplings, couplings)
-            scale = np.maximum.accumulate(np.abs(self.diagonal) + self.couplings)
-            gone = np.flatnonzero(self.couplings <= 50 * torch.finfo(self.A.dtype).eps * scale)
-            if len(gone):
-                self.closed = True
-                end = int(gone[0]) + 1
-                self.diagonal, self.couplings = self.diagonal[:end], self.couplings[:end]
         if not self.steps:
             return np.empty(0), np.empty(0)
         values, vectors = eigh_tridiagonal(self.diagonal, self.couplings[:-1])
-        last = 0.0 if self.closed else self.couplings[-1]
-        return values.astype(float), last * np.abs(vectors[-1]).astype(float)
+        return values.astype(float), self.couplings[-1] * np.abs(vectors[-1]).astype(float)
 
-    def missing(self, threshold: float, largest: float, smallest: float) -> float:
-        """How probable it is, at most, that A has an eigenvalue above a threshold here.
+    def missing(self, threshold: float, values: Array) -> float:
+        """How probable it is, at most, that the matrix has an eigenvalue above a threshold here.
 
-        After m steps from a uniformly random direction in n dimensions the largest Ritz value is short of
-        the largest eigenvalue by more than a share ε of the spread with probability at most
-        1.648 √n exp(−√ε (2m − 1)) (Kuczyński & Woźniakowski 1992, doi:10.1137/0613066, for the matrix
-        less its smallest eigenvalue).
+        If λ is one, the component c of the starting vector along its eigenvector becomes
+        c Π (λ − θ_i) / β_i after m steps, by the recurrence, and is at most 1. So |c| ≤ Π β_i / (t − θ_i),
+        whatever m, and a component of a uniformly random direction in n dimensions is no larger than x
+        with probability at most √(2n/π) x. Rounding gives every direction a component of about ε.
 
         Args:
-            threshold: above `largest`.
-            largest, smallest: extreme Ritz values.
+            threshold: t, above all values.
+            values: the Ritz values θ (m,); with a minus for eigenvalues below −t.
         """
         if self.closed:
             return 0.0
         n = self.A.shape[0] - len(self.known)
-        share = (threshold - largest) / max(threshold - smallest, 1e-300)
-        return min(1.0, 1.648 * math.sqrt(n) * math.exp(-math.sqrt(share) * (2 * self.steps - 1)))
+        component = float(torch.finfo(self.A.dtype).eps)
+        if self.couplings.all():
+            logarithm = np.log(self.couplings).sum() - np.log(threshold - values).sum()
+            component += math.exp(min(float(logarithm), 0.0))
+        return min(1.0, math.sqrt(2 * n / math.pi) * component)
 
     def state(self) -> dict[str, Any]:
         """What has to be saved to go on later; after `look`."""

@@ -60,6 +60,16 @@ class Operator:
             width: of the widest block among them; the way is then chosen for it from the first.
         """
 
+    def hold(self) -> None:
+        """Stay with the execution that was chosen, whatever is still to come."""
+
+    def replay(self, plan: Plan | Mapping[str, Any]) -> None:
+        """Go on as a plan says, to the last bit; nothing where there is no model.
+
+        Raises:
+            InputError: the plan is no plan, or for other threads.
+        """
+
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """A times a vector (P,) or a block of column vectors (P, K).
 
@@ -269,6 +279,12 @@ class Submatrix(Operator):
     def expect(self, products: int, *, width: int = 1) -> None:
         self.operator.expect(products, width=width)
 
+    def hold(self) -> None:
+        self.operator.hold()
+
+    def replay(self, plan: Plan | Mapping[str, Any]) -> None:
+        self.operator.replay(plan)
+
     def _multiply(self, block: Tensor) -> Tensor:
         wide = block.new_zeros(self.operator.shape[0], block.shape[1])
         wide[self.indices] = block
@@ -356,16 +372,13 @@ class CurvatureOperator(Operator):
         self._refresh()
 
     def hold(self) -> None:
-        """Stay with the engine that was chosen, however many products are still to come."""
-        settings = self._products.settings
-        self._products.settings = replace(settings, engine=self._products.plan.engine)
+        products, plan = self._products, self._products.plan
+        chosen: dict[str, Any] = {"engine": plan.engine}
+        if plan.engine == "split":
+            chosen |= {"layout": plan.layout, "chunk": plan.chunk}
+        products.settings = replace(products.settings, **chosen)
 
     def replay(self, plan: Plan | Mapping[str, Any]) -> None:
-        """Go on as a plan says, to the last bit.
-
-        Raises:
-            InputError: the plan is no plan, or for other threads.
-        """
         memory = self._products.settings.memory
         self.arithmetic, settings = settings_of("auto", memory, None, False, plan)
         self._products = self._engine(settings)
