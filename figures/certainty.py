@@ -82,16 +82,6 @@ def coverage(report: dict[str, Any]) -> str:
     )
 
 
-def kills(report: dict[str, Any]) -> str:
-    with_file = sum(kill["resume_file_bytes"] > 0 for kill in report["kills"])
-    same = "the same to the last bit" if report["bit_identical"] else "NOT the same"
-    return (
-        f"A `landscape spectrum` of {report['undisturbed_seconds']:.0f} s was killed by `kill -9` at "
-        f"{len(report['kills'])} random moments, {with_file} of them after its first state was written, and "
-        f"started again with its resume file: in {report['finished']} finished runs all numbers were {same} as undisturbed."
-    )
-
-
 def write(name: str, text: str) -> None:
     readme = ROOT / "README.md"
     pattern = rf"(<!-- {name} table.*?-->\n).*?(<!-- end -->)"
@@ -107,7 +97,6 @@ def main() -> None:
     write("eigenpairs", eigenpairs(measured))
     covered = load("coverage")
     write("trace", products(covered) + "\n\n" + coverage(covered))
-    write("kills", kills(load("kills")))
 
 
 if __name__ == "__main__":

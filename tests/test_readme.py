@@ -27,4 +27,3 @@ def test_pictures_exist_and_nothing_is_left_to_fill_in() -> None:
     # The generated tables.
     for row in ("| cnn |", "| ours, not verified |", "| 15 outliers, exponential bulk |"):
         assert README.count(f"\n{row}") == 1
-    assert "bit as undisturbed" in README

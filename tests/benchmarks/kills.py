@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-TIMES = {"seconds", "gradient_equivalents", "peak_bytes", "date", "command", "plan", "engine"}
 OPTIONS = ("--top", "10", "--probes", "10", "--steps", "100", "--seed", "1")
+TIMES = {"seconds", "gradient_equivalents", "peak_bytes", "date", "command", "plan", "engine"}
 
 
 def landscape(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
@@ -49,6 +49,20 @@ def numbers(value: Any) -> Any:
     return [numbers(item) for item in value] if isinstance(value, list) else value
 
 
+def differences(one: Any, two: Any, name: str = "") -> list[str]:
+    """Names of the numbers that are not the same."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        keys = dict.fromkeys([*one, *two])
+        return [d for k in keys for d in differences(one.get(k), two.get(k), f"{name}.{k}")]
+    if isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
+        return [
+            d
+            for i, pair in enumerate(zip(one, two, strict=True))
+            for d in differences(*pair, f"{name}[{i}]")
+        ]
+    return [] if one == two else [f"{name}: {one!r} became {two!r}"]
+
+
 def killed(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     """The log of some kills, and whether the numbers were the same."""
     draws = random.Random(seed)
@@ -59,7 +73,8 @@ def killed(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     whole = numbers(json.loads((folder / "whole.json").read_text()))
     asked = ("spectrum", "model.pt", *OPTIONS, "--plan", "whole.json")
     asked += ("--resume", "work.pt", "--json", "pieces.json")
-    log, same = [], []
+    log: list[dict[str, float]] = []
+    finished, wrong = 0, []
     while True:
         process = landscape(folder, *asked)
         if len(log) < kills:
@@ -79,15 +94,17 @@ def killed(folder: Path, kills: int, seed: int) -> dict[str, Any]:
                 continue
         ended(process)
         pieces = json.loads((folder / "pieces.json").read_text())
-        same.append(numbers(pieces) == whole)
+        finished += 1
+        wrong += differences(whole, numbers(pieces))
         if len(log) >= kills:
             break
     left = sorted(path.name for path in folder.iterdir())
     return {
         "undisturbed_seconds": lifetime,
         "kills": log,
-        "finished": len(same),
-        "bit_identical": all(same),
+        "finished": finished,
+        "bit_identical": not wrong,
+        "differences": wrong[:20],
         "files_left": left,
     }
 
