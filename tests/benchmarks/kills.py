@@ -63,15 +63,17 @@ def differences(one: Any, two: Any, name: str = "") -> list[str]:
     return [] if one == two else [f"{name}: {one!r} became {two!r}"]
 
 
-def killed(folder: Path, kills: int, seed: int) -> dict[str, Any]:
+def killed(
+    folder: Path, kills: int, seed: int, options: tuple[str, ...] = OPTIONS
+) -> dict[str, Any]:
     """The log of some kills, and whether the numbers were the same."""
     draws = random.Random(seed)
     ended(landscape(folder, "demo", "cnn", "-o", "model.pt"))
     start = time.monotonic()
-    ended(landscape(folder, "spectrum", "model.pt", *OPTIONS, "--json", "whole.json"))
+    ended(landscape(folder, "spectrum", "model.pt", *options, "--json", "whole.json"))
     lifetime = time.monotonic() - start
     whole = numbers(json.loads((folder / "whole.json").read_text()))
-    asked = ("spectrum", "model.pt", *OPTIONS, "--plan", "whole.json")
+    asked = ("spectrum", "model.pt", *options, "--plan", "whole.json")
     asked += ("--resume", "work.pt", "--json", "pieces.json")
     log: list[dict[str, float]] = []
     finished, wrong = 0, []
