@@ -300,7 +300,7 @@ def test_log_determinant_is_refused_where_the_spectrum_reaches_the_damping() -> 
     singular = ls.spectral_density(ls.as_operator(with_spectrum(SPECTRA["rank deficient"])))
     with pytest.raises(ls.InputError, match="no log-determinant"):
         ls.log_determinant(singular)
-    assert ls.log_determinant(singular, damping=2 * singular.zero).value < 0
+    assert ls.log_determinant(singular, damping=10 * singular.zero).value < 0
 
 
 @pytest.mark.parametrize(
