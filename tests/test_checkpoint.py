@@ -309,7 +309,9 @@ def test_what_is_written_is_no_larger_than_what_is_shown(tmp_path: Path, eager: 
     large = torch.zeros(1_000_000)
     work.stage("part").offer(Meter(A), lambda: {"view": large[:10]})
     assert (tmp_path / "work.pt").stat().st_size < 20_000
-    assert [path.name for path in tmp_path.iterdir()] == ["work.pt"]  # the part that was written moved
+    assert [path.name for path in tmp_path.iterdir()] == [
+        "work.pt"
+    ]  # the part that was written moved
 
 
 def test_no_checkpoint_costs_nothing() -> None:
