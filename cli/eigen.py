@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from landscape.errors import InputError, UntrustedResult
+from landscape.errors import InputError
 
 from . import matrix_options as matrix
-from . import options
+from . import options, remarks
 from .options import CURVATURE, OUTPUT
-from .output import console, one_line, printable, require_outputs, write_json
+from .output import console, deliver, one_line, require_outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -131,33 +131,29 @@ def eigen(
             say=lambda sentence: messages.print(one_line(sentence), markup=False),
             **execution,
         )
-    write_json(result.to_dict(), json_file)
-    if vectors is not None:
-        result.save_vectors(vectors)
-    if resume is not None:
-        resume.unlink(missing_ok=True)
-    _show(messages if str(json_file) == "-" else console(), result, about.model, written)
-    if result.failures:
-        raise UntrustedResult("; ".join(result.failures))
+    deliver(
+        result,
+        json_file,
+        lambda screen: _show(screen, result, about.model),
+        written=written,
+        write=None if vectors is None else lambda: result.save_vectors(vectors),
+        resume=resume,
+    )
 
 
-def _show(screen: "Console", result: "Eigen", model: Path, written: list[Path]) -> None:
+def _show(screen: "Console", result: "Eigen", model: Path) -> None:
     """The result as a compact table."""
-    from rich.markup import escape
-
     from landscape.numerals import number, with_error
 
-    from .spectrum import describe
     from .tables import fact_grid, plain_table
 
-    screen.print(f"[bold]{result.operator}[/bold] of {escape(str(model))}")
-    screen.print(printable(describe(result.provenance["problem"])), style="dim", markup=False)
+    remarks.show_heading(screen, result.operator, model, result.provenance["problem"])
     table = plain_table("", "eigenvalue ± residual", "data", "vector off by at most", "")
     sampling = result.sampling
     for i, pair in enumerate(result.eigenvalues):
         data = ""
         if sampling is not None:
-            data = matrix.data_error(sampling.eigenvalues[i], sampling)
+            data = remarks.data_error(sampling.eigenvalues[i], sampling)
         table.add_row(
             f"{i + 1}",
             with_error(pair.value, pair.residual),
@@ -177,8 +173,6 @@ def _show(screen: "Console", result: "Eigen", model: Path, written: list[Path]) 
             certain = "others may be missing: the rest of the space was not searched"
     facts.add_row("complete", certain)
     if sampling is not None:
-        facts.add_row("data", ", ".join(matrix.describe_sampling(sampling)))
-    facts.add_row("cost", ", ".join(matrix.describe_cost(result.cost)))
+        facts.add_row("data", ", ".join(remarks.describe_sampling(sampling)))
+    facts.add_row("cost", ", ".join(remarks.describe_cost(result.cost)))
     screen.print(facts)
-    for path in written:
-        screen.print(f"wrote {escape(str(path))}", soft_wrap=True)

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from landscape.errors import InputError, UntrustedResult
+from landscape.errors import InputError
 
-from .output import console, printable, require_outputs, write_json
+from .output import console, deliver, printable, require_outputs
+from .remarks import describe_cost, describe_problem
 from .tables import escaped, plain_table
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ def per_layer(
         raise InputError("--per-layer draws on a symlog axis only: leave --axis out")
     model = about.model
     figure = output or model.with_name(f"{model.stem}.layers.pdf")
-    to_stdout = str(json_file) == "-"
     require_ending(figure)
     written = require_outputs(model, figure, json_file)
     chosen: Any = {name: invocation.params[name] for name in SHARED if _given(invocation, name)}
@@ -77,11 +77,13 @@ def per_layer(
             **chosen,
             **execution,
         )
-    write_json(result.to_dict(), json_file)
-    result.plot(figure)
-    _show(messages if to_stdout else console(), result, model, written)
-    if result.failures:
-        raise UntrustedResult("; ".join(result.failures))
+    deliver(
+        result,
+        json_file,
+        lambda screen: _show(screen, result, model),
+        written=written,
+        write=lambda: result.plot(figure),
+    )
 
 
 def _given(invocation: typer.Context, name: str) -> bool:
@@ -89,35 +91,24 @@ def _given(invocation: typer.Context, name: str) -> bool:
     return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
 
 
-def _show(screen: "Console", result: "Layers", model: Path, written: list[Path]) -> None:
+def _show(screen: "Console", result: "Layers", model: Path) -> None:
     from rich.markup import escape
 
-    from landscape.numerals import count, duration, memory, with_error
-
-    from .spectrum import describe
+    from landscape.numerals import count, with_error
 
     screen.print(
         f"[bold]{result.operator}[/bold] of {escape(str(model))}, "
         f"{count(len(result.blocks), 'diagonal block')}"
     )
-    screen.print(printable(describe(result.provenance["problem"])), style="dim", markup=False)
+    screen.print(
+        printable(describe_problem(result.provenance["problem"])), style="dim", markup=False
+    )
     if not screen.is_terminal:  # nothing is folded where it goes to a file
         screen.width = max(screen.width, WIDE)
     screen.print(_table(result, narrow=screen.width < NARROW))
     trace = with_error(result.trace.value, result.trace.standard_error)
     screen.print(f"[dim]trace of all[/dim]  {trace}")
-    cost = result.cost
-    gradients = (
-        ""
-        if cost.gradient_equivalents is None
-        else f" ≈ {cost.gradient_equivalents:,.0f} gradients"
-    )
-    screen.print(
-        f"[dim]cost[/dim]  {cost.products:,} products{gradients}, {duration(cost.seconds)}, "
-        f"peak {memory(cost.peak_bytes)}"
-    )
-    for path in written:
-        screen.print(f"wrote {escape(str(path))}", soft_wrap=True)
+    screen.print(f"[dim]cost[/dim]  {', '.join(describe_cost(result.cost))}")
 
 
 def _table(result: "Layers", *, narrow: bool) -> "Table":

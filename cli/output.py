@@ -1,9 +1,10 @@
 """Where results go: checked before the work begins, so that a typing error costs no hours."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from landscape.errors import InputError
+from landscape.errors import InputError, UntrustedResult
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,6 +65,56 @@ def require_outputs(model: Path, *paths: Path | None) -> list[Path]:
                 f"two results would both be written to {str(path)!r}: choose two files"
             )
     return files
+
+
+class Result(Protocol):
+    """What a command measured."""
+
+    @property
+    def failures(self) -> list[str]: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def deliver(
+    result: Result,
+    json_file: Path | None,
+    show: Callable[["Console"], None],
+    *,
+    written: Sequence[Path] = (),
+    write: Callable[[], object] | None = None,
+    resume: Path | None = None,
+) -> None:
+    """Write the numbers, then what else is to be written, forget the state, show it all.
+
+    The numbers come first: drawing may fail for reasons of its own.
+
+    Args:
+        result: what was measured.
+        json_file: as `--json` says.
+        show: prints the result.
+        written: files to name at the end.
+        write: makes the other files.
+        resume: the state of the work, which is over.
+
+    Raises:
+        UntrustedResult: something in it could not be trusted; everything was written and shown.
+    """
+    from rich.markup import escape
+
+    from landscape.checkpoint import remove
+
+    write_json(result.to_dict(), json_file)
+    if write is not None:
+        write()
+    if resume is not None:
+        remove(resume)
+    screen = console(stderr=str(json_file) == "-")
+    show(screen)
+    for path in written:
+        screen.print(f"wrote {escape(str(path))}", soft_wrap=True)
+    if result.failures:
+        raise UntrustedResult("; ".join(result.failures))
 
 
 def write_json(result: dict[str, Any], path: Path | None) -> None:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from landscape.errors import InputError, UntrustedResult
+from landscape.errors import InputError
 
-from . import layers, options
+from . import layers, options, remarks
 from . import matrix_options as matrix
 from .options import CURVATURE, OUTPUT
-from .output import console, one_line, printable, require_outputs, write_json
+from .output import console, deliver, one_line, require_outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -160,7 +160,6 @@ def spectrum(
         raise InputError("--by says what a part is: it only goes with --per-layer")
     model = about.model
     figure = output or model.with_name(f"{model.stem}.spectrum.pdf")
-    to_stdout = str(json_file) == "-"
     require_ending(figure)
     check_axis(axis)
     written = require_outputs(model, figure, json_file)
@@ -196,26 +195,23 @@ def spectrum(
             **given,
             **execution,
         )
-    # The numbers first: drawing may fail for reasons of its own.
-    write_json(result.to_dict(), json_file)
-    result.plot(figure, axis=axis)
-    if resume is not None:
-        resume.unlink(missing_ok=True)
-    _show(messages if to_stdout else console(), result, model, written)
-    if result.failures:
-        raise UntrustedResult("; ".join(result.failures))
+    deliver(
+        result,
+        json_file,
+        lambda screen: _show(screen, result, model),
+        written=written,
+        write=lambda: result.plot(figure, axis=axis),
+        resume=resume,
+    )
 
 
-def _show(screen: "Console", result: "Spectrum", model: Path, written: list[Path]) -> None:
+def _show(screen: "Console", result: "Spectrum", model: Path) -> None:
     """The result as a compact table."""
-    from rich.markup import escape
     from rich.table import Table
 
     from landscape.numerals import count, number, with_error
 
-    about = result.provenance["problem"]
-    screen.print(f"[bold]{result.operator}[/bold] of {escape(str(model))}")
-    screen.print(printable(describe(about)), style="dim", markup=False)
+    remarks.show_heading(screen, result.operator, model, result.provenance["problem"])
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(no_wrap=True)
@@ -262,11 +258,9 @@ def _show(screen: "Console", result: "Spectrum", model: Path, written: list[Path
             f"{criteria.deflated} deflated{basis}",
         )
     if result.sampling is not None:
-        table.add_row("data", *matrix.describe_sampling(result.sampling))
-    table.add_row("cost", *matrix.describe_cost(result.cost))
+        table.add_row("data", *remarks.describe_sampling(result.sampling))
+    table.add_row("cost", *remarks.describe_cost(result.cost))
     screen.print(table)
-    for path in written:
-        screen.print(f"wrote {escape(str(path))}", soft_wrap=True)
 
 
 def _listed(*parts: str | None) -> str:
@@ -281,27 +275,5 @@ def _data_errors(result: "Spectrum") -> dict[str, str]:
     names = [f"λ{i + 1}" for i in range(len(result.eigenvalues))] + ["λ min"]
     rows = dict(zip(names, sampling.eigenvalues, strict=False))  # no λ min where λ1 … are all
     rows |= {"trace": sampling.trace, "loss": sampling.loss}
-    errors = {name: matrix.data_error(found, sampling) for name, found in rows.items()}
+    errors = {name: remarks.data_error(found, sampling) for name, found in rows.items()}
     return {name: f"data {error}" for name, error in errors.items() if error}
-
-
-def describe(about: dict[str, Any]) -> str:
-    """What was measured, in two lines, or three where parameters are unused."""
-    terms = (
-        "" if about["loss_terms"] == about["samples"] else f" ({about['loss_terms']:,.10g} terms)"
-    )
-    norm = f", {about['norm_stats']} batch-norm statistics" if about["norm_layers"] else ""
-    lines = [
-        (
-            f"{about['model']}, {about['parameters']:,} parameters in {about['dtype']} on "
-            f"{about['device']}{norm}"
-        ),
-        f"{about['loss']} over {about['samples']:,} samples{terms}",
-    ]
-    unused = about["unused_parameters"]
-    if unused:
-        listed = ", ".join(unused[:3]) + (" …" if len(unused) > 3 else "")
-        lines.append(
-            f"{len(unused)} parameter tensor(s) the loss never uses, zero curvature: {listed}"
-        )
-    return "\n".join(lines)

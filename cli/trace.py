@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from landscape.errors import InputError, UntrustedResult
+from landscape.errors import InputError
 
 from . import matrix_options as matrix
-from . import options
+from . import options, remarks
 from .options import CURVATURE
-from .output import console, one_line, printable, require_outputs, write_json
+from .output import console, deliver, one_line, require_outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -96,26 +96,23 @@ def trace(
             say=lambda sentence: messages.print(one_line(sentence), markup=False),
             **execution,
         )
-    write_json(result.to_dict(), json_file)
-    if resume is not None:
-        resume.unlink(missing_ok=True)
-    _show(messages if str(json_file) == "-" else console(), result, about.model, written)
-    if result.failures:
-        raise UntrustedResult("; ".join(result.failures))
+    deliver(
+        result,
+        json_file,
+        lambda screen: _show(screen, result, about.model),
+        written=written,
+        resume=resume,
+    )
 
 
-def _show(screen: "Console", result: "Trace", model: Path, written: list[Path]) -> None:
+def _show(screen: "Console", result: "Trace", model: Path) -> None:
     """The result as a few lines."""
-    from rich.markup import escape
-
     from landscape.numerals import count, number, with_error
 
-    from .spectrum import describe
     from .tables import fact_grid
 
     found, sampling = result.estimate, result.sampling
-    screen.print(f"[bold]{result.operator}[/bold] of {escape(str(model))}")
-    screen.print(printable(describe(result.provenance["problem"])), style="dim", markup=False)
+    remarks.show_heading(screen, result.operator, model, result.provenance["problem"])
     facts = fact_grid()
     share = abs(found.standard_error / found.value) if found.value else 0.0
     error = "an indicator" if found.indicator else f"standard error {number(100 * share)} %"
@@ -124,11 +121,9 @@ def _show(screen: "Console", result: "Trace", model: Path, written: list[Path]) 
         interval = f"{number(found.lower, 6)} to {number(found.upper, 6)}"
         facts.add_row("interval", f"{interval}, with {100 * found.confidence:g} % confidence")
     if sampling is not None:
-        groups, meaning = matrix.describe_sampling(sampling)
-        data = matrix.data_error(sampling.trace, sampling)
+        groups, meaning = remarks.describe_sampling(sampling)
+        data = remarks.data_error(sampling.trace, sampling)
         facts.add_row("data", ", ".join(part for part in (data, groups, meaning) if part))
     facts.add_row("method", f"{found.method}, {count(found.probes, 'probe')}")
-    facts.add_row("cost", ", ".join(matrix.describe_cost(result.cost)))
+    facts.add_row("cost", ", ".join(remarks.describe_cost(result.cost)))
     screen.print(facts)
-    for path in written:
-        screen.print(f"wrote {escape(str(path))}", soft_wrap=True)

@@ -15,7 +15,8 @@ import torch
 
 from landscape.batches import digest
 from landscape.errors import InputError
-from landscape.operators.base import CurvatureOperator, Operator
+from landscape.operators.base import Operator
+from landscape.operators.curvature import CurvatureOperator
 from landscape.operators.products.plan import Plan
 from landscape.results import Cost, Meter, jsonable
 
@@ -81,8 +82,7 @@ class Checkpoint:
             "plan": None if plan is None else jsonable(plan.to_dict()),
             "states": self.states,
         }
-        # One name, so that what a kill leaves of it is written over.
-        part = self.path.with_name(self.path.name + ".part")
+        part = _part(self.path)
         try:
             with open(part, "wb") as file:
                 torch.save(content, file)
@@ -95,6 +95,17 @@ class Checkpoint:
             self.say(f"the state cannot be written to {str(self.path)!r}: {reason}; going on")
         self._last = time.monotonic()
         self._duration = self._last - start
+
+
+def remove(path: Path) -> None:
+    """Remove the state of finished work, and what a kill may have left of writing it."""
+    path.unlink(missing_ok=True)
+    _part(path).unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    """Where a state is written first: one name, so that what a kill leaves of it is written over."""
+    return path.with_name(path.name + ".part")
 
 
 class Stage:
@@ -188,6 +199,18 @@ class Tape(Operator):
 
     def __repr__(self) -> str:
         return repr(self.operator)
+
+
+def stages(
+    path: str | Path | None,
+    operator: Operator,
+    work: Mapping[str, Any],
+    say: Callable[[str], None] | None = None,
+) -> Callable[[str], Stage]:
+    """The stages of some work by their names, in a file if there is one."""
+    if path is None:
+        return lambda _: Stage()
+    return Checkpoint(path, operator, work, say=say).stage
 
 
 def stage_of(resume: Resume, operator: Operator, name: str, work: Mapping[str, Any]) -> Stage:

@@ -6,7 +6,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -80,6 +80,19 @@ class Meter:
             None if self._operator.plan is None else self._operator.plan.engine,
         )
         return cost if self._earlier is None else self._earlier + cost
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number with its standard error, NaN where that is unknown."""
+
+    value: float
+    standard_error: float
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, float | None]) -> "Measured":
+        """What was saved; None stands for NaN."""
+        return cls(**{name: math.nan if v is None else v for name, v in saved.items()})
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from conftest import Run
 import landscape as ls
 from landscape import checkpoint
 from landscape.estimators import search
-from landscape.operators.base import CurvatureOperator
+from landscape.operators.curvature import CurvatureOperator
 from landscape.results import to_json
 
 

@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 import landscape as ls
 from landscape.analyses import layers as module
-from landscape.analyses.grouping import groups, positions
+from landscape.analyses.parameter_groups import groups, positions
 from landscape.estimators.block_eigenvalues import products_of
 from landscape.estimators.blocks import block_spectra, block_traces
 from landscape.results import to_json

@@ -12,11 +12,11 @@ from spectra import dense_hessian, train
 from torch import Tensor, nn
 
 import landscape as ls
-from landscape.analyses.groups import nested, random_groups
 from landscape.analyses.growth import _enough, spectrum_on_enough_data
-from landscape.analyses.sampling import Sampled, Sampling
+from landscape.analyses.sample_groups import nested, random_groups
+from landscape.analyses.sampling import Sampling
 from landscape.loading.subset import take
-from landscape.results import jsonable
+from landscape.results import Measured, jsonable
 
 POPULATION = 2000
 
@@ -479,7 +479,7 @@ def test_unknown_errors_survive_a_file() -> None:
     nan = float("nan")
     cost = ls.trace(ls.as_operator(torch.eye(3))).cost
     odd = Sampling(
-        9, None, 1, False, nan, [Sampled(1, nan)], nan, *[Sampled(2, nan)] * 3, nan, cost
+        9, None, 1, False, nan, [Measured(1, nan)], nan, *[Measured(2, nan)] * 3, nan, cost
     )
     back = Sampling.from_dict(jsonable(asdict(odd)))
     assert math.isnan(back.quantile) and math.isnan(back.trace.standard_error)

@@ -14,7 +14,7 @@ from landscape.analyses.forecast import Forecast, forecast
 from landscape.analyses.operators import OPERATORS
 from landscape.errors import InputError
 from landscape.memory import Peak, peak_bytes
-from landscape.operators.base import CurvatureOperator
+from landscape.operators.curvature import CurvatureOperator
 from landscape.operators.hessian import Hessian
 from landscape.operators.products.plan import Execution, settings_of
 from landscape.problem import Problem

@@ -9,13 +9,14 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor
 
-from landscape.analyses.operators import in_float64, operator_of
-from landscape.analyses.sampling import GROUPS, Sampling, sampling_error
+from landscape.analyses.failures import not_complete, not_converged
+from landscape.analyses.operators import in_float64, operator_of, standing
+from landscape.analyses.sampling import GROUPS, Sampling, sampling_of
 from landscape.batches import digest
-from landscape.checkpoint import Checkpoint, Stage
+from landscape.checkpoint import stages
 from landscape.errors import InputError
 from landscape.estimators.lanczos import Eigenpairs, Which, eigenpairs, remeasure
-from landscape.operators.base import CurvatureOperator, Operator
+from landscape.operators.base import Operator
 from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
 from landscape.results import EIGEN_SCHEMA as SCHEMA
@@ -164,21 +165,13 @@ def eigen(
         [-2.0, 1.0]
     """
     A = operator_of(problem, operator, samples=samples, **execution)
-    loss = gradient_norm = None
-    if isinstance(A, CurvatureOperator):
-        loss, gradient_norm = A.problem.loss(), float(A.problem.gradient().double().norm())
+    loss, gradient_norm = standing(A)
     exact = in_float64(A)
     options: dict[str, Any] = {"which": which, "tolerance": tolerance, "basis": basis}
     options |= {"block": block, "max_steps": max_steps, "verify": verify, "seed": seed}
     begun = {"start": None if start is None else digest(start)}
-    checkpoint = None
-    if resume is not None:
-        work = {"work": "eigen", "k": k, "samples": samples} | options | begun
-        checkpoint = Checkpoint(resume, A, work, say=say)
-
-    def stage(name: str) -> Stage:
-        return Stage() if checkpoint is None else checkpoint.stage(name)
-
+    work = {"work": "eigen", "k": k, "samples": samples} | options | begun
+    stage = stages(resume, A, work, say)
     pairs = eigenpairs(
         A,
         k,
@@ -191,10 +184,6 @@ def eigen(
     if exact is not None:
         pairs = remeasure(pairs, exact, tolerance=tolerance, stage=stage("float64"))
         cost = cost + pairs.cost
-    sampling = None
-    if groups and isinstance(A, CurvatureOperator):
-        limited = A.problem.origin.get("limit") == A.problem.samples
-        sampling = sampling_error(A, pairs.vectors, groups=groups, proportional=limited, seed=seed)
     found = [
         Eigenpair(*numbers)
         for numbers in zip(
@@ -219,29 +208,22 @@ def eigen(
         provenance=provenance(A, seed=seed, command=command)
         | {"residual_dtype": str(pairs.values.dtype).removeprefix("torch.")}
         | {"arguments": {"k": k} | options | begun},
-        sampling=sampling,
+        sampling=sampling_of(A, pairs.vectors, groups=groups, seed=seed),
         eigenvectors=pairs.vectors,
     )
 
 
 def _failures(pairs: Eigenpairs, tolerance: float, verify: bool) -> list[str]:
     """What could not be trusted, in words."""
-    failures = [
-        f"eigenvalue {i + 1} = {value:.6g} has residual {residual:.2g}, above the tolerance {tolerance:g} "
-        f"of the largest, after {pairs.steps} Lanczos steps"
-        for i, (value, residual, converged) in enumerate(
-            zip(
-                pairs.values.tolist(),
-                pairs.residuals.tolist(),
-                pairs.converged.tolist(),
-                strict=True,
-            )
-        )
-        if not converged
-    ]
+    steps = f"after {pairs.steps} Lanczos steps"
+    failures = not_converged(
+        [f"eigenvalue {i + 1}" for i in range(len(pairs.values))],
+        pairs.values.tolist(),
+        pairs.residuals.tolist(),
+        pairs.converged.tolist(),
+        tolerance,
+        after=f", {steps}",
+    )
     if verify and not pairs.complete:
-        failures.append(
-            f"after {pairs.steps} Lanczos steps it is not certain that no eigenvalue is missing: raise "
-            "--max-steps (max_steps=)"
-        )
+        failures.append(not_complete(after=f"{steps} "))
     return failures

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from landscape.analyses.groups import nested, random_groups
+from landscape.analyses.sample_groups import nested, random_groups
 from landscape.analyses.spectrum import Phase, Spectrum, spectrum
 from landscape.batches import DEFAULT_BATCH_SIZE
 from landscape.errors import InputError

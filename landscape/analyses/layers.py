@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from landscape.analyses.grouping import By, Group, groups, positions
-from landscape.analyses.operators import in_float64, operator_of
-from landscape.analyses.spectrum import Eigenvalue, Measured
+from landscape.analyses.failures import not_complete, not_converged
+from landscape.analyses.operators import in_float64, operator_of, standing
+from landscape.analyses.parameter_groups import By, Group, groups, positions
+from landscape.analyses.spectrum import Eigenvalue
 from landscape.errors import InputError
 from landscape.estimators.block_eigenvalues import (
     BlockEigenvalues,
@@ -28,11 +29,11 @@ from landscape.estimators.blocks import (
 from landscape.estimators.lanczos import checked_limit
 from landscape.estimators.slq import Measure
 from landscape.estimators.smoothing import SmoothDensity, smooth
-from landscape.operators.base import CurvatureOperator
+from landscape.operators.curvature import CurvatureOperator
 from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
 from landscape.results import LAYERS_SCHEMA as SCHEMA
-from landscape.results import Cost, Meter, Progress, provenance, read_result, write_result
+from landscape.results import Cost, Measured, Meter, Progress, provenance, read_result, write_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,8 +78,8 @@ class Layers:
     operator: str
     by: str | list[str]
     parameters: int
-    loss: float
-    gradient_norm: float
+    loss: float | None
+    gradient_norm: float | None
     trace: Measured
     blocks: list[Layer]
     norms: Array
@@ -136,7 +137,7 @@ class Layers:
                 parameters=saved["parameters"],
                 loss=saved["loss"],
                 gradient_norm=saved["gradient_norm"],
-                trace=_measured(saved["trace"]),
+                trace=Measured.from_dict(saved["trace"]),
                 blocks=[_layer(block) for block in saved["blocks"]],
                 norms=np.array(saved["norms"], float),
                 norm_errors=np.array(saved["norm_errors"], float),
@@ -163,10 +164,6 @@ class Layers:
         return plot_layers(self.to_dict(), path, **options)
 
 
-def _measured(saved: Mapping[str, Any]) -> Measured:
-    return Measured(**{name: float("nan") if v is None else v for name, v in saved.items()})
-
-
 def _layer(saved: Mapping[str, Any]) -> Layer:
     density = {name: value for name, value in saved["density"].items() if name != "axis"}
     for name in ("grid", "values", "standard_error"):
@@ -174,7 +171,7 @@ def _layer(saved: Mapping[str, Any]) -> Layer:
     return Layer(
         **{
             **saved,
-            "trace": _measured(saved["trace"]),
+            "trace": Measured.from_dict(saved["trace"]),
             "eigenvalues": [Eigenvalue(**pair) for pair in saved["eigenvalues"]],
             "smallest_eigenvalue": Eigenvalue(**saved["smallest_eigenvalue"]),
             "density": SmoothDensity(**density),
@@ -247,7 +244,7 @@ def layers(
     checked_limit(A, [("largest", top)], tolerance, max_steps)  # before the work, not after
     unused = set(problem.unused())
     zero = [b for b, group in enumerate(found) if unused.issuperset(group.tensors)]
-    loss, gradient_norm = problem.loss(), float(problem.gradient().double().norm())
+    loss, gradient_norm = standing(A)
     # All products in one way: what the densities take, and the eigenvalues.
     A.expect(len(found) * (probes * steps + products_of(top)))
     exact = in_float64(A)
@@ -352,17 +349,11 @@ def _block(
 def _failures(name: str, pairs: BlockEigenvalues, top: int, tolerance: float) -> list[str]:
     """What could not be trusted about one block, in words."""
     names = [f"eigenvalue {i + 1}" for i in range(min(top, len(pairs.values)))]
-    names += ["the smallest eigenvalue"]
-    failures = [
-        f"{which} of {name} = {value:.6g} has residual {residual:.2g}, above the tolerance "
-        f"{tolerance:g} of the largest"
-        for which, value, residual, converged in zip(
-            names, pairs.values, pairs.residuals, pairs.converged, strict=False
-        )
-        if not converged
-    ]
-    if not pairs.complete:
-        failures += [
-            f"it is not certain that no eigenvalue of {name} is missing: raise --max-steps (max_steps=)"
-        ]
-    return failures
+    failures = not_converged(
+        [f"{which} of {name}" for which in [*names, "the smallest eigenvalue"]],
+        pairs.values,
+        pairs.residuals,
+        pairs.converged,
+        tolerance,
+    )
+    return failures if pairs.complete else [*failures, not_complete(f" of {name}")]

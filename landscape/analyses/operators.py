@@ -5,7 +5,8 @@ from typing import Unpack
 import torch
 
 from landscape.errors import InputError
-from landscape.operators.base import CurvatureOperator, Operator
+from landscape.operators.base import Operator
+from landscape.operators.curvature import CurvatureOperator
 from landscape.operators.empirical_fisher import EmpiricalFisher, GradientCovariance
 from landscape.operators.fisher import Fisher
 from landscape.operators.gauss_newton import GaussNewton
@@ -52,6 +53,13 @@ def operator_of(
     if name == "fisher":
         return Fisher(problem, samples=samples, **execution)
     return OPERATORS[name](problem, **execution)
+
+
+def standing(A: Operator) -> tuple[float | None, float | None]:
+    """Loss and gradient norm where the matrix is measured; None of one that belongs to no problem."""
+    if not isinstance(A, CurvatureOperator):
+        return None, None
+    return A.problem.loss(), float(A.problem.gradient().double().norm())
 
 
 def in_float64(A: Operator) -> Operator | None:

@@ -10,25 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from landscape.analyses.groups import random_groups
+from landscape.analyses.sample_groups import random_groups
 from landscape.errors import InputError
 from landscape.estimators.probes import generator, rademacher
 from landscape.estimators.sums import dots
-from landscape.operators.base import CurvatureOperator
+from landscape.operators.base import Operator
+from landscape.operators.curvature import CurvatureOperator
 from landscape.operators.empirical_fisher import EmpiricalFisher, GradientCovariance
-from landscape.results import Cost, Meter, student_quantile
+from landscape.results import Cost, Measured, Meter, student_quantile
 
 Array = NDArray[np.float64]
 GROUPS = 32  # their number, less one, is that of the degrees of freedom
 _NAN = float("nan")
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A number with the standard error that comes from the choice of samples, NaN where unknown."""
-
-    value: float
-    standard_error: float
 
 
 @dataclass(frozen=True)
@@ -52,11 +45,11 @@ class Sampling:
     groups: int
     at_random: bool
     quantile: float
-    eigenvalues: list[Sampled]
+    eigenvalues: list[Measured]
     top_bias: float
-    trace: Sampled
-    loss: Sampled
-    gradient_norm: Sampled
+    trace: Measured
+    loss: Measured
+    gradient_norm: Measured
     gradient_noise: float
     cost: Cost
     tolerance: float | None = None
@@ -75,9 +68,9 @@ class Sampling:
 
         def read(name: str, value: Any) -> Any:
             if name == "eigenvalues":
-                return [Sampled(**_numbers(one)) for one in value]
+                return [Measured.from_dict(one) for one in value]
             if name in ("trace", "loss", "gradient_norm"):
-                return Sampled(**_numbers(value))
+                return Measured.from_dict(value)
             if name == "cost":
                 return Cost(**value)
             unknown = value is None and name in ("quantile", "top_bias", "gradient_noise")
@@ -138,7 +131,7 @@ def sampling_error(
         >>> problem = ls.Problem(torch.nn.Linear(1, 1, bias=False), "mse", (x, torch.zeros(4, 1)))
         >>> found = ls.sampling_error(ls.Hessian(problem), torch.ones(1, 1))
         >>> found.eigenvalues[0]  # of 2 x²: mean 15, standard deviation 13.1, over √4
-        Sampled(value=15.0, standard_error=6.557...)
+        Measured(value=15.0, standard_error=6.557...)
     """
     _check(A, vectors, probes, groups, population)
     dealt = random_groups(A.problem, groups, proportional=proportional, seed=seed)
@@ -178,13 +171,34 @@ def sampling_error(
         groups=count,
         at_random=dealt is not None,
         quantile=student_quantile(0.95, count - 1),
-        eigenvalues=[Sampled(*pair) for pair in zip(values.tolist(), errors.tolist(), strict=True)],
+        eigenvalues=[
+            Measured(*pair) for pair in zip(values.tolist(), errors.tolist(), strict=True)
+        ],
         top_bias=bias,
-        trace=Sampled(trace, float(np.sqrt(across))),
-        loss=Sampled(float(whole["loss"]), float(_jackknife(parts["loss"]))),
-        gradient_norm=Sampled(float(whole["gradient"]), float(_jackknife(parts["gradient"]))),
+        trace=Measured(trace, float(np.sqrt(across))),
+        loss=Measured(float(whole["loss"]), float(_jackknife(parts["loss"]))),
+        gradient_norm=Measured(float(whole["gradient"]), float(_jackknife(parts["gradient"]))),
         gradient_noise=noise,
         cost=meter.read(),
+    )
+
+
+def sampling_of(
+    A: Operator,
+    vectors: Tensor,
+    *,
+    groups: int,
+    population: int | None = None,
+    proportional: bool | None = None,
+    seed: int,
+) -> Sampling | None:
+    """`sampling_error` where there are samples and it is asked for; a loaded problem's `limit` is proportional."""
+    if not groups or not isinstance(A, CurvatureOperator):
+        return None
+    if proportional is None:
+        proportional = A.problem.origin.get("limit") == A.problem.samples
+    return sampling_error(
+        A, vectors, groups=groups, population=population, proportional=proportional, seed=seed
     )
 
 
@@ -300,10 +314,6 @@ def _top_bias(values: Array, tops: Array, deviation: float, rest: float) -> floa
     if (gaps <= np.sqrt(moved)).any():  # the vectors mix: no perturbation
         return _NAN
     return float((moved / gaps).sum())
-
-
-def _numbers(saved: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: _NAN if value is None else value for name, value in saved.items()}
 
 
 def _check(

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 import numpy as np
 from torch import Tensor
 
-from landscape.analyses.operators import in_float64, operator_of
-from landscape.analyses.sampling import GROUPS, Sampling, sampling_error
-from landscape.checkpoint import Checkpoint, Stage
+from landscape.analyses.failures import not_complete, not_converged
+from landscape.analyses.operators import in_float64, operator_of, standing
+from landscape.analyses.sampling import GROUPS, Sampling, sampling_of
+from landscape.checkpoint import stages
 from landscape.errors import InputError
 from landscape.estimators.criteria import Criteria, criteria_of
 from landscape.estimators.functionals import Functional, Functionals, functionals
@@ -23,13 +24,13 @@ from landscape.estimators.lanczos import (
     remeasure,
 )
 from landscape.estimators.quadrature import Measure
-from landscape.estimators.slq import AUTO, SpectralDensity, checked_steps, spectral_density
+from landscape.estimators.slq import STEPS, SpectralDensity, checked_steps, spectral_density
 from landscape.estimators.smoothing import SmoothDensity
-from landscape.operators.base import CurvatureOperator, Operator
+from landscape.operators.base import Operator
 from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
 from landscape.results import SPECTRUM_SCHEMA as SCHEMA
-from landscape.results import Cost, provenance, read_result, write_result
+from landscape.results import Cost, Measured, provenance, read_result, write_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,14 +45,6 @@ class Eigenvalue:
     value: float
     residual: float
     converged: bool
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A number with its standard error over probes (NaN for a single probe)."""
-
-    value: float
-    standard_error: float
 
 
 @dataclass(frozen=True)
@@ -131,9 +124,6 @@ class Spectrum:
         if saved.get("schema") != SCHEMA:
             raise InputError(f"this is {saved.get('schema')!r}, not a result of kind {SCHEMA!r}")
 
-        def numbers(name: str) -> dict[str, float]:
-            return {key: _number(value) for key, value in saved[name].items()}
-
         try:
             density = dict(saved["density"])
             del density["axis"]
@@ -148,9 +138,9 @@ class Spectrum:
                 gradient_norm=saved["gradient_norm"],
                 eigenvalues=[Eigenvalue(**pair) for pair in saved["eigenvalues"]],
                 smallest_eigenvalue=Eigenvalue(**saved["smallest_eigenvalue"]),
-                trace=Measured(**numbers("trace")),
-                negative_mass=Bounds(**numbers("negative_mass")),
-                negative_energy=Measured(**numbers("negative_energy")),
+                trace=Measured.from_dict(saved["trace"]),
+                negative_mass=Bounds(**{k: _number(v) for k, v in saved["negative_mass"].items()}),
+                negative_energy=Measured.from_dict(saved["negative_energy"]),
                 zero=saved["zero"],
                 density=SmoothDensity(**{**density, **arrays}),
                 ritz=[Measure(**{k: np.array(v) for k, v in m.items()}) for m in saved["ritz"]],
@@ -186,7 +176,7 @@ def spectrum(
     operator: str = "hessian",
     top: int = 5,
     probes: int = 10,
-    steps: int | Literal["auto"] = AUTO,
+    steps: int | Literal["auto"] = STEPS,
     tolerance: float = 1e-4,
     max_steps: int | None = None,
     samples: int | None = None,
@@ -236,22 +226,16 @@ def spectrum(
     A = operator_of(problem, operator, samples=samples, **execution)
     if not 1 <= top <= A.shape[0]:
         raise InputError(f"top is {top}: it must lie between 1 and the order {A.shape[0]}")
-    loss = gradient_norm = None
-    if isinstance(A, CurvatureOperator):
-        loss, gradient_norm = A.problem.loss(), float(A.problem.gradient().double().norm())
+    loss, gradient_norm = standing(A)
     ends: list[End] = [("largest", top), ("smallest", min(1, A.shape[0] - top))]
     limit = checked_limit(A, ends, tolerance, max_steps)  # before the hours of work, not after
     # So that all products are made in one way.
-    announced = checked_steps(probes, AUTO if steps == "auto" else steps)
+    announced = checked_steps(probes, STEPS if steps == "auto" else steps)
     A.expect(probes * min(announced, A.shape[0]) + limit, width=probes)
     exact = in_float64(A)
-    stage = _stages(
-        A,
-        resume,
-        say,
-        {"top": top, "probes": probes, "steps": steps, "tolerance": tolerance, "limit": limit}
-        | {"seed": seed, "samples": samples},
-    )
+    work: dict[str, Any] = {"work": "spectrum", "top": top, "probes": probes, "steps": steps}
+    work |= {"tolerance": tolerance, "limit": limit, "seed": seed, "samples": samples}
+    stage = stages(resume, A, work, say)
 
     def follow(phase: Phase) -> Callable[[int, int], None] | None:
         return None if progress is None else partial(progress, phase)
@@ -291,18 +275,14 @@ def spectrum(
     criteria = replace(
         criteria, negative_mass=sums.negative_mass, negative_energy=sums.negative_energy
     )
-    sampling = None
-    if groups and isinstance(A, CurvatureOperator):
-        if proportional is None:
-            proportional = A.problem.origin.get("limit") == A.problem.samples
-        sampling = sampling_error(
-            A,
-            pairs.vectors,
-            groups=groups,
-            population=population,
-            proportional=proportional,
-            seed=seed,
-        )
+    sampling = sampling_of(
+        A,
+        pairs.vectors,
+        groups=groups,
+        population=population,
+        proportional=proportional,
+        seed=seed,
+    )
     return Spectrum(
         operator=type(A).__name__,
         parameters=A.shape[0],
@@ -329,18 +309,6 @@ def spectrum(
         sampling=sampling,
         eigenvectors=pairs.vectors[:, :top],
     )
-
-
-def _stages(
-    A: Operator,
-    resume: str | Path | None,
-    say: Callable[[str], None] | None,
-    arguments: dict[str, Any],
-) -> Callable[[str], Stage]:
-    """The stages of a spectrum, in a file if there is one."""
-    if resume is None:
-        return lambda _: Stage()
-    return Checkpoint(resume, A, {"work": "spectrum"} | arguments, say=say).stage
 
 
 def _made_sure(
@@ -385,18 +353,13 @@ def _number(value: float | None) -> float:
 
 def _failures(pairs: Eigenpairs, found: list[Eigenvalue], top: int, tolerance: float) -> list[str]:
     """What could not be trusted, in words."""
-    names = [f"eigenvalue {i + 1}" for i in range(top)] + ["the smallest eigenvalue"]
-    failures = [
-        f"{name} = {pair.value:.6g} has residual {pair.residual:.2g}, above the tolerance "
-        f"{tolerance:g} of the largest, after {pairs.steps} Lanczos steps"
-        for name, pair in zip(names, found, strict=False)  # no smallest one when top is all
-        if not pair.converged
-    ]
-    if not pairs.complete:
-        failures += [
-            (
-                f"after {pairs.steps} Lanczos steps it is not certain that no eigenvalue is missing: "
-                "raise --max-steps (max_steps=)"
-            )
-        ]
-    return failures
+    steps = f"after {pairs.steps} Lanczos steps"
+    failures = not_converged(
+        [f"eigenvalue {i + 1}" for i in range(top)] + ["the smallest eigenvalue"],
+        [pair.value for pair in found],
+        [pair.residual for pair in found],
+        [pair.converged for pair in found],
+        tolerance,
+        after=f", {steps}",
+    )
+    return failures if pairs.complete else [*failures, not_complete(after=f"{steps} ")]

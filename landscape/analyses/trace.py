@@ -6,13 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from landscape.analyses.operators import operator_of
-from landscape.analyses.sampling import GROUPS, Sampling, sampling_error
-from landscape.checkpoint import Checkpoint
+from landscape.analyses.operators import operator_of, standing
+from landscape.analyses.sampling import GROUPS, Sampling, sampling_of
+from landscape.checkpoint import stages
 from landscape.errors import InputError
 from landscape.estimators.probes import generator, rademacher
 from landscape.estimators.trace import Method, trace
-from landscape.operators.base import CurvatureOperator, Operator
+from landscape.operators.base import Operator
 from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
 from landscape.results import TRACE_SCHEMA as SCHEMA
@@ -117,26 +117,19 @@ def trace_of(
         5.0
     """
     A = operator_of(problem, operator, samples=samples, **execution)
-    loss = gradient_norm = None
-    if isinstance(A, CurvatureOperator):
-        loss, gradient_norm = A.problem.loss(), float(A.problem.gradient().double().norm())
+    loss, gradient_norm = standing(A)
     options: dict[str, Any] = {"method": method, "probes": probes, "tolerance": tolerance}
     options |= {"confidence": confidence, "budget": budget, "seed": seed}
-    stage = None
-    if resume is not None:
-        work = {"work": "trace", "samples": samples} | options
-        stage = Checkpoint(resume, A, work, say=say).stage("trace")
+    stage = stages(resume, A, {"work": "trace", "samples": samples} | options, say)
     found = trace(
         A,
         progress=None if progress is None else partial(progress, "trace"),
-        resume=stage,
+        resume=stage("trace"),
         **options,
     )
-    sampling = None
-    if groups and isinstance(A, CurvatureOperator):
-        limited = A.problem.origin.get("limit") == A.problem.samples
-        any_vector = rademacher(A, 1, generator(seed)) / A.shape[0] ** 0.5
-        sampling = sampling_error(A, any_vector, groups=groups, proportional=limited, seed=seed)
+    any_vector = rademacher(A, 1, generator(seed)) / A.shape[0] ** 0.5
+    sampling = sampling_of(A, any_vector, groups=groups, seed=seed)
+    if sampling is not None:
         sampling = replace(sampling, eigenvalues=[], top_bias=float("nan"))
     failures = []
     if found.converged is False and tolerance is not None:

@@ -7,13 +7,12 @@ from itertools import groupby
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from landscape.estimators.probes import rademacher
+from landscape.estimators.recurrence import Recurrence, begun
 from landscape.estimators.search import CHECK_EVERY
-from landscape.estimators.slq import Measure
-from landscape.estimators.sums import dots, norms
+from landscape.estimators.sums import norms
 from landscape.operators.base import Operator
 
 Array = NDArray[np.float64]
@@ -57,89 +56,50 @@ def squares_of(places: Sequence[Tensor], product: Tensor) -> Tensor:
 
 
 @dataclass
-class Recurrences:
-    """The three-term recurrences of all probes of one block, as of the last step."""
+class Probes:
+    """The probes of one block, and how many steps they are to take."""
 
     block: int
     steps: int
-    q: Tensor  # (p, probes), and so on
-    previous: Tensor
-    beta: Tensor  # (probes,), and so on
-    scale: Tensor
-    alive: Tensor
-    lengths: Tensor
-    diagonals: list[Tensor]
-    couplings: list[Tensor]
+    going: Recurrence
 
 
 def start(
     A: Operator, indices: Tensor, b: int, probes: int, steps: int, source: torch.Generator
-) -> Recurrences:
-    q = rademacher(A, probes, source, size=len(indices)).div_(len(indices) ** 0.5)
-    zero = torch.zeros_like(q[0])
-    alive = torch.ones_like(zero, dtype=torch.bool)
-    lengths = torch.zeros_like(alive, dtype=torch.int64)
-    return Recurrences(b, steps, q, torch.zeros_like(q), zero, zero, alive, lengths, [], [])
+) -> Probes:
+    """Signs, normalised."""
+    return Probes(b, steps, begun(rademacher(A, probes, source, size=len(indices))))
 
 
 def advance(
-    A: Operator, places: Sequence[Tensor], states: Sequence[Recurrences], follow: Follow
+    A: Operator, places: Sequence[Tensor], states: Sequence[Probes], follow: Follow
 ) -> list[Tensor]:
     """Run all recurrences side by side to their ends; `squares_of` of every probe, (B, probes) each."""
     squares: list[list[Tensor]] = [[] for _ in states]
     active, step = list(range(len(states))), 0
     while active:
-        products = {i: torch.empty_like(states[i].q) for i in active}
-        columns = [(states[i].block, states[i].q) for i in active]
+        products = {i: torch.empty_like(states[i].going.q) for i in active}
+        columns = [(states[i].block, states[i].going.q) for i in active]
         for n, taken, product in block_products(A, places, columns):
             i = active[n]
             products[i][:, taken] = product[places[states[i].block]]
             if step == 0:  # a probe is √p times as long as q
-                squares[i].append(squares_of(places, product) * len(states[i].q))
+                squares[i].append(squares_of(places, product) * len(products[i]))
             follow()
         for i in active:
-            _step(states[i], products.pop(i))
+            states[i].going.take(products.pop(i))
         step += 1
         active = [i for i in active if step < states[i].steps]
         if step % CHECK_EVERY == 0:  # the only look from outside the device
-            active = [i for i in active if bool(states[i].alive.any())]
+            active = [i for i in active if bool(states[i].going.alive.any())]
     found = [torch.cat(parts, dim=1).cpu().double() for parts in squares]
     for state, square in zip(states, found, strict=True):
-        A.require_finite(torch.stack(state.diagonals))
+        A.require_finite(torch.stack(state.going.diagonals))
         A.require_finite(square)
     return found
 
 
-def _step(state: Recurrences, w: Tensor) -> None:
-    """One Lanczos step of every probe, w = A_bb q; a probe whose residual vanishes has ended."""
-    state.lengths += state.alive
-    w.addcmul_(state.previous, state.beta, value=-1)
-    alpha = dots(state.q, w).to(w)
-    w.addcmul_(state.q, alpha, value=-1)
-    beta = norms(w).to(w)
-    state.scale = torch.maximum(state.scale, alpha.abs() + beta)
-    tiny = 10 * torch.finfo(w.dtype).eps
-    state.alive = state.alive & (beta > tiny * state.scale)  # relative to the block's own size
-    state.beta = torch.where(state.alive, beta, 0)
-    state.diagonals.append(alpha)
-    state.couplings.append(state.beta)
-    state.previous = state.q
-    state.q = w.div_(torch.where(state.alive, beta, torch.inf))
-
-
-def measures(state: Recurrences) -> list[Measure]:
-    """Gauss quadrature of the tridiagonal matrix of every probe; the last coupling is the residual's."""
-    diagonals = torch.stack(state.diagonals, dim=1).double().cpu().numpy()
-    couplings = torch.stack(state.couplings, dim=1).double().cpu().numpy()
-    found = []
-    for alpha, beta, length in zip(diagonals, couplings, state.lengths.tolist(), strict=True):
-        nodes, vectors = eigh_tridiagonal(alpha[:length], beta[: length - 1])
-        residuals = beta[length - 1] * abs(vectors[-1])
-        found.append(Measure(nodes.astype(float), vectors[0].astype(float) ** 2, residuals))
-    return found
-
-
-def first_moments(state: Recurrences) -> Array:
+def first_moments(state: Probes) -> Array:
     """zᵀA_bb z of every probe."""
-    moments: Array = state.diagonals[0].double().cpu().numpy() * len(state.q)
+    moments: Array = state.going.diagonals[0].double().cpu().numpy() * len(state.going.q)
     return moments

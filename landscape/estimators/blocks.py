@@ -16,7 +16,6 @@ from landscape.estimators.block_recurrences import (
     advance,
     block_products,
     first_moments,
-    measures,
     squares_of,
     start,
 )
@@ -133,7 +132,8 @@ def block_spectra(
     for b, square in zip(iterated, advance(A, places, states, follow), strict=True):
         squares[b] = square
     for state in states:
-        ritz[state.block], own[state.block] = measures(state), first_moments(state)
+        ritz[state.block] = [part.measure() for part in state.going.tridiagonals()]
+        own[state.block] = first_moments(state)
     value, error = _pairwise(squares, exact=[b not in iterated for b in range(len(sizes))])
     left = value.diagonal().copy()
     cost = meter.read()

@@ -16,14 +16,14 @@ from landscape.errors import InputError
 from landscape.estimators.lanczos import Eigenpairs
 from landscape.estimators.probes import gaussian, generator, rademacher
 from landscape.estimators.quadrature import Measure, Tridiagonal, merged, wasserstein
+from landscape.estimators.recurrence import Recurrence, begun, restored
 from landscape.estimators.search import CHECK_EVERY
 from landscape.estimators.smoothing import SmoothDensity, smooth
-from landscape.estimators.sums import dots, norms
 from landscape.operators.base import Operator, require_operator, rounding
 from landscape.results import Cost, Progress
 
 Array = NDArray[np.float64]
-AUTO = 50  # steps announced for steps="auto", and those of a fixed run by default
+STEPS = 50  # announced for steps="auto", and those of a fixed run by default
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def spectral_density(
     A: Operator,
     *,
     probes: int = 10,
-    steps: int | Literal["auto"] = AUTO,
+    steps: int | Literal["auto"] = STEPS,
     tolerance: float = 0.02,
     max_steps: int = 500,
     deflate: Eigenpairs | None = None,
@@ -177,7 +177,7 @@ def spectral_density(
     stage = stage_of(resume, A, "density", work)
     meter = stage.meter(A)
     longest = min(longest, size - k)
-    A.expect(probes * (min(longest, AUTO) if steps == "auto" else longest), width=probes)
+    A.expect(probes * (min(longest, STEPS) if steps == "auto" else longest), width=probes)
     share = 1 - k / size
     centre = float(deflated.weights @ abs(deflated.nodes))
 
@@ -187,21 +187,22 @@ def spectral_density(
     bulk = [Tridiagonal(np.empty(0), np.empty(0))] * probes
     if longest:
         scale = float(abs(deflated.nodes).max(initial=0))
-        run = _Recurrence(A, probes, longest, known, scale, reorthogonalize)
         if stage.state is None:
-            run.begin(_start(A, known, probes, seed))
+            going = begun(_start(A, known, probes, seed), scale)
+            run = _Probes(A, longest, known, reorthogonalize, going)
         else:
-            run.restore(stage.state)
+            run = _Probes.restored(A, longest, known, reorthogonalize, stage.state)
             if not run.done:
                 stage.forget()
         while not run.done:
             run.advance()
-            if steps == "auto" and run.steps > CHECK_EVERY:  # five have nothing to be compared with
-                run.done = run.done or enough(run.tridiagonals())
+            taken = run.going.steps
+            if steps == "auto" and taken > CHECK_EVERY:  # five have nothing to be compared with
+                run.done = run.done or enough(run.going.tridiagonals())
             if progress is not None:
-                progress(run.steps * probes, longest * probes)
+                progress(taken * probes, longest * probes)
             stage.offer(meter, run.state, done=run.done)
-        bulk = run.tridiagonals()
+        bulk = run.going.tridiagonals()
     measures = [merged(deflated, probe.measure(mass=share)) for probe in bulk]
     distance = _distance(bulk, share, centre)
     return SpectralDensity(
@@ -288,117 +289,56 @@ def _start(A: Operator, known: Tensor, probes: int, seed: int) -> Tensor:
     return start
 
 
-class _Recurrence:
-    """Lanczos on several columns (P, K) at once, orthogonal to the known vectors.
-
-    A column whose residual vanishes, in proportion to the largest number seen or to `scale`, has found
-    its invariant subspace: it stops there, at its length. It is looked at after every 5 steps.
-    """
+class _Probes:
+    """The probes of a run, orthogonal to the known vectors; they are looked at after every 5 steps."""
 
     def __init__(
-        self,
-        A: Operator,
-        probes: int,
-        longest: int,
-        known: Tensor,
-        scale: float,
-        reorthogonalize: bool,
+        self, A: Operator, longest: int, known: Tensor, reorthogonalize: bool, going: Recurrence
     ) -> None:
-        self.A, self.longest, self.known = A, longest, known
-        self.reorthogonalize = reorthogonalize
+        self.A, self.longest, self.known, self.going = A, longest, known, going
+        self.basis = going.q.new_empty(going.q.shape[1], 0, going.q.shape[0])
         self.done = False
-        zeros = torch.zeros(probes, dtype=A.dtype, device=A.device)
-        self.beta, self.largest = zeros, torch.full_like(zeros, scale)
-        self.alive = torch.ones_like(zeros, dtype=torch.bool)
-        self.lengths = torch.zeros_like(zeros, dtype=torch.int64)
-        self.diagonals: list[Tensor] = []
-        self.couplings: list[Tensor] = []
-
-    @property
-    def steps(self) -> int:
-        return len(self.diagonals)
-
-    def begin(self, start: Tensor) -> None:
-        """Begin with the columns of a block (P, K)."""
-        self.q = start / norms(start).to(start)
-        self.previous = torch.zeros_like(self.q)
-        self.basis = self.q.new_empty(start.shape[1], 0, start.shape[0])
+        self.orthogonalize = self._orthogonalize if reorthogonalize else None
 
     def advance(self) -> None:
         """Up to five steps, and the only look from outside the device."""
-        for _ in range(min(CHECK_EVERY, self.longest - self.steps)):
-            self._step()
-        self.A.require_finite(self.diagonals[-1])
-        self.done = self.steps == self.longest or not bool(self.alive.any())
-
-    def tridiagonals(self) -> list[Tridiagonal]:
-        """The matrix of every column."""
-        alphas, betas = (
-            torch.stack(part, dim=1).double().cpu().numpy()
-            for part in (self.diagonals, self.couplings)
-        )
-        return [
-            Tridiagonal(alpha[:length], beta[:length])
-            for alpha, beta, length in zip(alphas, betas, self.lengths.tolist(), strict=True)
-        ]
+        going = self.going
+        for _ in range(min(CHECK_EVERY, self.longest - going.steps)):
+            w = self.A.product(going.q)
+            if self.known.shape[1]:
+                w -= self.known @ (self.known.T @ w)
+            going.take(w, self.orthogonalize)
+        self.A.require_finite(going.diagonals[-1])
+        self.done = going.steps == self.longest or not bool(going.alive.any())
 
     def state(self) -> State:
         """What has to be saved to go on later."""
-        return {name: getattr(self, name) for name in _STATE}
+        return self.going.state() | {"basis": self.basis, "done": self.done}
 
-    def restore(self, state: State) -> None:
-        """Go on from what `state` gave."""
-        for name in _STATE:
-            value = state[name]
-            if name in ("diagonals", "couplings"):
-                value = [part.to(self.A.device) for part in value]
-            elif isinstance(value, Tensor):
-                value = value.to(self.A.device)
-            setattr(self, name, value)
+    @classmethod
+    def restored(
+        cls, A: Operator, longest: int, known: Tensor, reorthogonalize: bool, state: State
+    ) -> "_Probes":
+        """What goes on from a `state`."""
+        state = dict(state)
+        basis, done = state.pop("basis").to(A.device), state.pop("done")
+        run = cls(A, longest, known, reorthogonalize, restored(state, A.device))
+        run.basis, run.done = basis, done
+        return run
 
-    def _step(self) -> None:
-        self.lengths = self.lengths + self.alive
-        w = self.A.product(self.q)
-        if self.known.shape[1]:
-            w -= self.known @ (self.known.T @ w)
-        w.addcmul_(self.previous, self.beta, value=-1)
-        alpha = dots(self.q, w).to(self.q)
-        w.addcmul_(self.q, alpha, value=-1)
-        if self.reorthogonalize:
-            earlier = self._remembered()
-            for _ in range(2):
-                overlaps = torch.einsum("kmp,pk->km", earlier, w)
-                w -= torch.einsum("kmp,km->pk", earlier, overlaps)
-        beta = norms(w).to(self.q)
-        self.largest = torch.maximum(self.largest, alpha.abs() + beta)
-        # Relative to A's own size, never to 1.
-        self.alive = self.alive & (beta > 10 * torch.finfo(self.A.dtype).eps * self.largest)
-        self.beta = torch.where(self.alive, beta, 0)
-        self.diagonals.append(alpha)
-        self.couplings.append(self.beta)
-        self.previous, self.q = self.q, w.div_(torch.where(self.alive, self.beta, torch.inf))
+    def _orthogonalize(self, w: Tensor) -> None:
+        earlier = self._remembered()
+        for _ in range(2):
+            overlaps = torch.einsum("kmp,pk->km", earlier, w)
+            w -= torch.einsum("kmp,km->pk", earlier, overlaps)
 
     def _remembered(self) -> Tensor:
         """The basis (K, steps, P), the present vectors included."""
-        if self.steps == self.basis.shape[1]:
-            room = min(self.longest, max(AUTO, 2 * self.steps))
+        steps = self.going.steps
+        if steps == self.basis.shape[1]:
+            room = min(self.longest, max(STEPS, 2 * steps))
             longer = self.basis.new_empty(len(self.basis), room, self.basis.shape[2])
-            longer[:, : self.steps] = self.basis
+            longer[:, :steps] = self.basis
             self.basis = longer
-        self.basis[:, self.steps] = self.q.T
-        return self.basis[:, : self.steps + 1]
-
-
-# What a recurrence depends on, beside its arguments.
-_STATE = (
-    "q",
-    "previous",
-    "basis",
-    "beta",
-    "largest",
-    "alive",
-    "lengths",
-    "diagonals",
-    "couplings",
-    "done",
-)
+        self.basis[:, steps] = self.going.q.T
+        return self.basis[:, : steps + 1]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from landscape.evaluation import Evaluation
-from landscape.operators.base import CurvatureOperator
+from landscape.operators.curvature import CurvatureOperator
 from landscape.operators.products.double_backward import jacobian_products
 from landscape.operators.products.preparation import Form
 from landscape.problem import Problem

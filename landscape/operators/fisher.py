@@ -11,7 +11,7 @@ from torch import Tensor
 from landscape.batches import unpack
 from landscape.errors import InputError
 from landscape.objective import Objective
-from landscape.operators.base import CurvatureOperator
+from landscape.operators.curvature import CurvatureOperator
 from landscape.operators.gauss_newton import categorical, output_of
 from landscape.operators.products.double_backward import jacobian_products
 from landscape.operators.products.preparation import Form, Middle

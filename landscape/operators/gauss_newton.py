@@ -10,7 +10,7 @@ from landscape.batches import unpack
 from landscape.errors import InputError
 from landscape.evaluation import Evaluation
 from landscape.objective import Objective
-from landscape.operators.base import CurvatureOperator
+from landscape.operators.curvature import CurvatureOperator
 from landscape.operators.products.double_backward import jacobian_products
 from landscape.operators.products.preparation import Form, Middle
 from landscape.problem import Problem

@@ -1,7 +1,7 @@
 """The Hessian of the loss."""
 
 from landscape.evaluation import Evaluation
-from landscape.operators.base import CurvatureOperator
+from landscape.operators.curvature import CurvatureOperator
 from landscape.operators.products.double_backward import hessian_product
 from landscape.operators.products.preparation import Form
 
