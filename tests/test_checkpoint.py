@@ -316,3 +316,14 @@ def test_what_is_written_is_no_larger_than_what_is_shown(tmp_path: Path, eager: 
 
 def test_no_checkpoint_costs_nothing() -> None:
     Stage().offer(Meter(ls.as_operator(torch.eye(2))), lambda: pytest.fail("asked for a state"))
+
+
+@pytest.mark.slow
+def test_a_command_killed_by_the_system_ends_with_the_same_bits(tmp_path: Path) -> None:
+    from benchmarks.kills import killed
+
+    few = ("--top", "5", "--probes", "4", "--steps", "40", "--limit", "400")
+    found = killed(tmp_path, kills=3, seed=0, options=few)
+    assert len(found["kills"]) == 3
+    assert found["differences"] == []
+    assert not [name for name in found["files_left"] if name.startswith("work.pt")]

@@ -11,6 +11,9 @@ from landscape.numerals import with_error
 from landscape.plots.layers_picture import LayersPicture, collect
 from landscape.plots.style import BLACK, VERMILLION, symlog_ticks
 
+MOST_NUMBERS = 20  # blocks that all get a number on the axes of the norms
+BLOCKS = "block, numbered as on the left"
+
 
 def layers_html(result: Mapping[str, Any], *, title: str | None = None) -> str:
     """Make the interactive page of saved layers: one file that needs no network.
@@ -117,7 +120,12 @@ def _matrix(picture: LayersPicture) -> dict[str, Any]:
         "text": texts,
         "hovertemplate": "%{text}<extra></extra>",
         "colorscale": "Cividis",
-        "colorbar": {"title": {"text": "log₁₀ of the norm"}, "len": 0.6, "y": 1, "yanchor": "top"},
+        "colorbar": {
+            "title": {"text": f"log₁₀ ‖{picture.symbol}<sub>ij</sub>‖<sub>F</sub>"},
+            "len": 0.6,
+            "y": 1,
+            "yanchor": "top",
+        },
         "xaxis": "x2",
         "yaxis": "y2",
     }
@@ -127,7 +135,8 @@ def _page_layout(picture: LayersPicture, title: str | None) -> dict[str, Any]:
     s, count = picture.threshold, len(picture.ridges)
     major, _ = symlog_ticks(s, picture.low, picture.high)
     heading = f"{html.escape(title)}<br>" if title else ""
-    labels = [f"{html.escape(ridge.label())}  {i}" for i, ridge in enumerate(picture.ridges, 1)]
+    labels = [f"{html.escape(ridge.label())} ({i})" for i, ridge in enumerate(picture.ridges, 1)]
+    numbers = {"dtick": 1} if count <= MOST_NUMBERS else {}  # never between two blocks
     return {
         "template": "simple_white",
         "font": {"family": "Arial, Liberation Sans, sans-serif", "size": 13},
@@ -149,13 +158,13 @@ def _page_layout(picture: LayersPicture, title: str | None) -> dict[str, Any]:
             "showgrid": True,
             "automargin": True,
         },
-        "xaxis2": {"domain": [0.64, 1], "anchor": "y2", "title": {"text": "block"}},
+        "xaxis2": {"domain": [0.64, 1], "anchor": "y2", "title": {"text": BLOCKS}, **numbers},
         "yaxis2": {
             "anchor": "x2",
             "autorange": "reversed",
             "scaleanchor": "x2",
             "constrain": "domain",
             "constraintoward": "top",
-            "title": {"text": "block"},
+            **numbers,
         },
     }
