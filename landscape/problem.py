@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscape import batches, culprits
+from landscape import batches
 from landscape.errors import InputError, UntrustedResult
 from landscape.evaluation import SEED, Evaluation, evaluation
 from landscape.handling import NormStats, keeps_statistics, unwrapped
 from landscape.objective import Loss, Objective
-from landscape.parameters import Layout, canonical_device, select
+from landscape.parameters import Layout, select
 from landscape.substitutes import Functions, Notice
 from landscape.undisturbed import preserved_randomness
+from landscape.usable import device_of, is_mask, require_finite, require_usable
 
 Closure = Callable[[nn.Module, Any], tuple[Tensor, float]]
 
@@ -122,9 +123,9 @@ class Problem:
         own = self.objective.loss if self.objective is not None else self.closure
         extra = list(own.modules()) if isinstance(own, nn.Module) else []
         self.modules = list({id(m): m for m in [*model.modules(), *extra]}.values())
-        _require_usable(self.modules, model)
+        require_usable(self.modules, model)
         self.names = select(model, params)
-        self.device = _device(model, device)
+        self.device = device_of(model, device)
         wide = any(p.dtype in (torch.float64, torch.complex128) for p in self.selected())
         # Half-precision weights are exact in float32, and their curvature needs its digits.
         self.dtype = dtype or (torch.float64 if wide else torch.float32)
@@ -303,8 +304,8 @@ class Problem:
             for raw in batches.read(self.data):
                 batch = batches.move(raw, self.device, self.dtype)
                 for name, tensor in batches.named_tensors(batch):
-                    if not _is_mask(tensor):
-                        _require_finite(f"{name!r} of batch {self.batch_count}", tensor)
+                    if not is_mask(tensor):
+                        require_finite(f"{name!r} of batch {self.batch_count}", tensor)
                 value, count = run.check(batch, thoroughly=not self.terms)
                 total += value
                 self.terms += count
@@ -366,65 +367,6 @@ class Problem:
             )
 
 
-def _device(model: nn.Module, wanted: str | torch.device | None) -> torch.device:
-    found: dict[str, str] = {}
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        found.setdefault(str(value.device), name)
-    if wanted is None and len(found) > 1:
-        listed = ", ".join(f"{name!r} on {device}" for device, name in found.items())
-        raise InputError(f"the model lies on several devices ({listed}): pass device=")
-    if "meta" in found:
-        raise InputError(
-            f"{found['meta']!r} has no values (device 'meta'): load the model's weights first"
-        )
-    return canonical_device(next(iter(found)) if wanted is None else wanted)
-
-
-@torch.no_grad()
-def _require_usable(modules: list[nn.Module], model: nn.Module) -> None:
-    for module in modules:
-        if isinstance(module, torch.jit.ScriptModule):
-            raise InputError(
-                f"{type(model).__name__} is or holds a TorchScript module, whose weights cannot be "
-                "replaced for a derivative: build the model from its Python class"
-            )
-        if ".quantized" in type(module).__module__:
-            at = next((n for n, m in model.named_modules() if m is module), "")
-            raise InputError(
-                f"{culprits.describe(model, at)} is quantised, and whole numbers have no derivative: "
-                "measure the model before it is quantised"
-            )
-    for kind, named in (
-        ("parameter", model.named_parameters()),
-        ("buffer", model.named_buffers()),
-    ):
-        for name, value in named:
-            if isinstance(value, (nn.UninitializedParameter, nn.UninitializedBuffer)):
-                raise InputError(
-                    f"{kind} {name!r} has no shape yet: run the lazy model once on a batch first"
-                )
-            # A buffer may hold −inf on purpose, as causal masks do; NaN is always a mistake.
-            if value.device.type != "meta":
-                *_, values = batches.stored(value)
-                infinite = kind == "buffer" and values.is_floating_point()
-                _require_finite(f"{kind} {name!r}", values[~values.isinf()] if infinite else values)
-
-
 def _real_shape(tensor: Tensor) -> torch.Size:
     """The shape of a tensor with a complex number as two real ones."""
     return torch.Size((*tensor.shape, 2)) if tensor.is_complex() else tensor.shape
-
-
-def _require_finite(name: str, tensor: Tensor) -> None:
-    *_, values = batches.stored(tensor)
-    if values.is_floating_point() and not bool(torch.isfinite(values).all()):
-        bad = int((~torch.isfinite(values)).sum())
-        raise InputError(
-            f"{name} holds {bad} value(s) that are not finite out of {tensor.numel()}: "
-            "clean it before measuring curvature"
-        )
-
-
-def _is_mask(tensor: Tensor) -> bool:
-    """Whether a tensor is an additive mask: nothing but 0 and −inf."""
-    return tensor.is_floating_point() and bool(((tensor == 0) | (tensor == -torch.inf)).all())

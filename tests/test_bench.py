@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Run
-from landscape_cli.options import parse_memory
+from landscape_cli.parsing import parse_memory
 from torch import Tensor, nn
 
 import landscape as ls
