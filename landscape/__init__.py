@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from landscape.estimators.functionals import functionals as functionals
     from landscape.estimators.functionals import log_determinant as log_determinant
     from landscape.estimators.lanczos import eigenpairs as eigenpairs
+    from landscape.estimators.nystrom import Nystrom as Nystrom
+    from landscape.estimators.nystrom import nystrom as nystrom
     from landscape.estimators.slq import spectral_density as spectral_density
     from landscape.estimators.solve import Solution as Solution
     from landscape.estimators.solve import solve as solve
@@ -69,6 +71,8 @@ _HOMES = {
     "log_determinant": "estimators.functionals",
     "diagonal": "estimators.diagonal",
     "eigenpairs": "estimators.lanczos",
+    "Nystrom": "estimators.nystrom",
+    "nystrom": "estimators.nystrom",
     "spectral_density": "estimators.slq",
     "trace": "estimators.trace",
     "Solution": "estimators.solve",
@@ -99,6 +103,7 @@ __all__ = [
     "InverseFisher",
     "LandscapeError",
     "Layers",
+    "Nystrom",
     "Operator",
     "Problem",
     "Sampling",
@@ -117,6 +122,7 @@ __all__ = [
     "layers",
     "load_problem",
     "log_determinant",
+    "nystrom",
     "sampling_error",
     "save_problem",
     "solve",

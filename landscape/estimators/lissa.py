@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import InputError
-from landscape.estimators.neumann import largest_eigenvalue_bound
+from landscape.estimators.neumann import largest_eigenvalue
 from landscape.estimators.probes import generator
 from landscape.estimators.sums import norms
 from landscape.operators.base import Operator
@@ -103,6 +103,6 @@ def _scale(A: CurvatureOperator, product: BatchProduct, count: int, seed: int) -
         matrix = FunctionOperator(
             lambda block: product(place, block), A.shape[0], A.dtype, A.device
         )
-        return largest_eigenvalue_bound(matrix, seed=seed)
+        return largest_eigenvalue(matrix, seed=seed)
 
     return max(0.0, *map(of, some))

@@ -14,7 +14,7 @@ from landscape.estimators.cg import ConjugateGradients
 from landscape.estimators.columns import Columns, Make, Method, Status
 from landscape.estimators.lissa import lissa, require_batches
 from landscape.estimators.minres import MinimumResidual
-from landscape.estimators.neumann import Neumann, largest_eigenvalue_bound
+from landscape.estimators.neumann import Neumann, largest_eigenvalue
 from landscape.estimators.nystrom import DEFAULT_RANK, nystrom
 from landscape.estimators.preconditioners import Preconditioner, inverse_map
 from landscape.estimators.sums import dots, norms
@@ -189,7 +189,7 @@ def _methods(
     if method == "minres":
         return [("minres", minres)]
     if method == "neumann":
-        bound = max(0.0, largest_eigenvalue_bound(A, seed=seed) + damping)
+        bound = max(0.0, largest_eigenvalue(A, seed=seed) + damping)
         return [("neumann", partial(Neumann, bound=bound))]
     return [(method, ConjugateGradients)]
 
@@ -237,9 +237,9 @@ def _by_lissa(
     size = norms(rhs)
     residual = torch.where(size > 0, norms(rhs - image) / size, 0)
     A.require_finite(residual)
-    short = "divergence" if found.diverged else "iteration limit"
-    count = rhs.shape[1]
+    short: Status = "divergence" if found.diverged else "iteration limit"
     status: list[Status] = ["converged" if r <= tolerance else short for r in residual.tolist()]
+    name: Method = "lissa"
     curvature = dots(found.x, image)
     rounding = torch.finfo(image.dtype).eps * norms(found.x) * norms(image)
     return Solution(
@@ -247,8 +247,8 @@ def _by_lissa(
         residual=residual.cpu(),
         residuals=torch.stack([torch.ones_like(residual), residual]).double().cpu(),
         status=tuple(status),
-        method=("lissa",) * count,
-        iterations=(steps,) * count,
+        method=(name,) * len(status),
+        iterations=(steps,) * len(status),
         damping=damping,
         tolerance=tolerance,
         cost=meter.read(),
