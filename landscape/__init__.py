@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from landscape.analyses.bench import bench as bench
     from landscape.analyses.eigen import Eigen as Eigen
     from landscape.analyses.eigen import eigen as eigen
+    from landscape.analyses.influence import Influence as Influence
+    from landscape.analyses.influence import influence as influence
     from landscape.analyses.layers import Layers as Layers
     from landscape.analyses.layers import layers as layers
     from landscape.analyses.sampling import Sampling as Sampling
@@ -54,6 +56,8 @@ _HOMES = {
     "bench": "analyses.bench",
     "Eigen": "analyses.eigen",
     "eigen": "analyses.eigen",
+    "Influence": "analyses.influence",
+    "influence": "analyses.influence",
     "Layers": "analyses.layers",
     "layers": "analyses.layers",
     "Sampling": "analyses.sampling",
@@ -99,6 +103,7 @@ __all__ = [
     "GradientCovariance",
     "Hessian",
     "Identity",
+    "Influence",
     "InputError",
     "InverseFisher",
     "LandscapeError",
@@ -119,6 +124,7 @@ __all__ = [
     "eigen",
     "eigenpairs",
     "functionals",
+    "influence",
     "layers",
     "load_problem",
     "log_determinant",
