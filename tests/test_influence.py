@@ -286,7 +286,7 @@ def test_nothing_of_the_user_is_changed() -> None:
 
 def test_figure_shows_the_strongest_samples_of_every_query(tmp_path: Path) -> None:
     found = ls.influence(net_problem(), [3, 5, 8, 9], damping=0.5)
-    for ending in ("png", "pdf", "svg"):
+    for ending in ("svg", "png"):
         figure = found.plot(tmp_path / f"i.{ending}", top=3, title="a title")
         assert (tmp_path / f"i.{ending}").stat().st_size > 1000
     panels = [axes for axes in figure.axes if axes.patches]
