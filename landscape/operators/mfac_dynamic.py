@@ -123,8 +123,10 @@ class DynamicMFAC(Operator):
 
     def newest(self) -> Tensor:
         """F⁻¹g for the newest gradient, (P,): one pass over the window."""
+        if not self.order:
+            raise InputError("the window is empty: push a gradient first")
         last = torch.zeros(self.count, dtype=torch.float64, device=self.device)
-        last[-1:] = 1
+        last[-1] = 1
         return self.span(last)
 
     def _multiply(self, block: Tensor) -> Tensor:
