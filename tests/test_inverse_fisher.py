@@ -532,10 +532,12 @@ def test_what_cannot_be_is_refused_in_a_sentence():
     bad = G.clone()
     bad[2, 5] = math.nan
     refused("gradient 2 holds a number that is not finite", lambda: gradients(bad, 1.0))
+    refused("gradient 2 holds a number", lambda: gradients(bad, 1.0, block_size=2))
+    refused("gradient 2 holds a number", lambda: gradients(bad, 1.0, block_size=5))
     inverse = gradients(G, 1.0)
     refused("no gradient 4: they run from 0 to 3", lambda: inverse.replace(4, G[0]))
     refused(r"shape \(5,\): it must be \(6,\)", lambda: inverse.replace(0, G[0, :5]))
-    refused("gradient 1 holds a number that is not", lambda: inverse.replace(1, bad[2]))
+    refused("gradient for place 1 holds a number that is not", lambda: inverse.replace(1, bad[2]))
     refused("one for each of the 4 gradients", lambda: inverse.span(torch.ones(3)))
     refused("run from 0 to 5", lambda: inverse.entry(0, 6))
     refused("of one length", lambda: inverse.entry(torch.tensor([1, 2]), torch.tensor([1])))

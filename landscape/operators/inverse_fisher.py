@@ -107,7 +107,6 @@ class InverseFisher(Operator):
 
         def keep(block: Tensor) -> None:
             nonlocal filled
-            _require_finite(block, filled)
             rows.put(filled, block)
             filled += len(block)
 
@@ -129,9 +128,6 @@ class InverseFisher(Operator):
         """
         inverse = cls.__new__(cls)
         rows = gradients if isinstance(gradients, Rows) else Rows(gradients)
-        for where, piece in rows.pieces():
-            if not bool(torch.isfinite(piece).all()):
-                _require_finite(rows.columns(where), 0)
         inverse._set_up(rows, damping, block_size, torch.promote_types(rows.dtype, torch.float32))
         return inverse
 
@@ -174,7 +170,8 @@ class InverseFisher(Operator):
             raise InputError(
                 f"the gradient has shape {tuple(gradient.shape)}: it must be ({self.shape[0]},)"
             )
-        _require_finite(gradient[None], i)
+        if not bool(torch.isfinite(gradient).all()):
+            raise InputError(f"the gradient for place {i} holds a number that is not finite")
         self._core.replace(i, gradient)
 
     def span(self, coefficients: Tensor) -> Tensor:
@@ -244,10 +241,3 @@ class InverseFisher(Operator):
 def _require_positive(damping: float) -> None:
     if not (damping > 0 and math.isfinite(damping)):
         raise InputError(f"damping is {damping}: F has no inverse without one; choose one above 0")
-
-
-def _require_finite(block: Tensor, first: int) -> None:
-    finite = torch.isfinite(block).all(1)
-    if not bool(finite.all()):
-        place = first + int((~finite).nonzero()[0])
-        raise InputError(f"gradient {place} holds a number that is not finite: leave it out")
