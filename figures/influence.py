@@ -18,7 +18,7 @@ COLORS = (BLUE, GREEN, ORANGE, VERMILLION)
 
 
 def scatter(rows: list[dict[str, Any]]) -> None:
-    """One panel for every penalty of which the effects were kept, one colour for every query."""
+    """One panel for every penalty of which effects were kept, one colour for each of four queries."""
     from matplotlib.figure import Figure
 
     shown = [row for row in rows if "predicted" in row][::-1]
@@ -32,7 +32,9 @@ def scatter(rows: list[dict[str, Any]]) -> None:
                 axes.scatter(x, y, s=4, color=color, linewidths=0, alpha=0.7, zorder=2)
             axes.set_xlabel("predicted change of the loss / 10⁻³")
             axes.set_title(
-                f"λ = {row['penalty']:g}: r = {row['pearson']:.4f}", loc="left", color=GREY
+                f"λ = {row['penalty']:g}: r = {row['pearson']:.4f} over {row['queries']} queries",
+                loc="left",
+                color=GREY,
             )
         figure.axes[0].set_ylabel("actual change / 10⁻³")
         figure.draw_without_rendering()
@@ -70,13 +72,12 @@ def datamodelling(models: list[dict[str, Any]]) -> str:
             model["model"],
             row["effects"],
             f"{row['score']:.3f} ± {row['standard_error']:.3f}",
-            f"{row['seconds']:.1f} s",
             "yes" if row["failures"] else "",
         ]
         for model in models
         for row in model["rows"]
     ]
-    return table(["model", "effects by", "score ± s.e.", "time", "warned"], rows)
+    return table(["model", "effects by", "score ± s.e.", "warned"], rows)
 
 
 def write(name: str, text: str) -> None:
