@@ -549,6 +549,12 @@ def test_what_cannot_be_is_refused_in_a_sentence():
     refused(r"share .* 0: choose", lambda: SparseRows(2, 5, share=0))
 
 
+def test_fast_entries_are_refused_where_they_do_not_fit(monkeypatch):
+    monkeypatch.setattr("landscape.operators.inverse_fisher.available_bytes", lambda _: 100)
+    inverse = ls.InverseFisher.from_gradients(random(4, 6), 1.0)
+    refused("take 192 bytes and 100 are free", inverse.prepare_entries)
+
+
 def test_a_gradient_that_is_not_finite_is_named():
     model = mlp()
 
