@@ -327,7 +327,11 @@ def on_model(command: Callable[..., None]) -> Callable[..., None]:
         )
         for option in fields(ModelOptions)
     ]
-    own = list(inspect.signature(command).parameters.values())[1:]
+    # By keyword, so that an option of the command's own may be required.
+    own = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in list(inspect.signature(command).parameters.values())[1:]
+    ]
 
     @functools.wraps(command)
     def run(**given: Any) -> None:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from landscape.analyses.bench import bench as bench
     from landscape.analyses.eigen import Eigen as Eigen
     from landscape.analyses.eigen import eigen as eigen
+    from landscape.analyses.influence import Influence as Influence
+    from landscape.analyses.influence import influence as influence
     from landscape.analyses.layers import Layers as Layers
     from landscape.analyses.layers import layers as layers
     from landscape.analyses.sampling import Sampling as Sampling
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from landscape.estimators.functionals import functionals as functionals
     from landscape.estimators.functionals import log_determinant as log_determinant
     from landscape.estimators.lanczos import eigenpairs as eigenpairs
+    from landscape.estimators.nystrom import Nystrom as Nystrom
+    from landscape.estimators.nystrom import nystrom as nystrom
     from landscape.estimators.slq import spectral_density as spectral_density
     from landscape.estimators.solve import Solution as Solution
     from landscape.estimators.solve import solve as solve
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
     from landscape.operators.fisher import Fisher as Fisher
     from landscape.operators.gauss_newton import GaussNewton as GaussNewton
     from landscape.operators.hessian import Hessian as Hessian
+    from landscape.operators.inverse_fisher import InverseFisher as InverseFisher
     from landscape.operators.matrix import as_operator as as_operator
     from landscape.problem import Problem as Problem
 
@@ -51,6 +56,8 @@ _HOMES = {
     "bench": "analyses.bench",
     "Eigen": "analyses.eigen",
     "eigen": "analyses.eigen",
+    "Influence": "analyses.influence",
+    "influence": "analyses.influence",
     "Layers": "analyses.layers",
     "layers": "analyses.layers",
     "Sampling": "analyses.sampling",
@@ -68,6 +75,8 @@ _HOMES = {
     "log_determinant": "estimators.functionals",
     "diagonal": "estimators.diagonal",
     "eigenpairs": "estimators.lanczos",
+    "Nystrom": "estimators.nystrom",
+    "nystrom": "estimators.nystrom",
     "spectral_density": "estimators.slq",
     "trace": "estimators.trace",
     "Solution": "estimators.solve",
@@ -82,6 +91,7 @@ _HOMES = {
     "Fisher": "operators.fisher",
     "GaussNewton": "operators.gauss_newton",
     "Hessian": "operators.hessian",
+    "InverseFisher": "operators.inverse_fisher",
     "Problem": "problem",
 }
 __all__ = [
@@ -93,9 +103,12 @@ __all__ = [
     "GradientCovariance",
     "Hessian",
     "Identity",
+    "Influence",
     "InputError",
+    "InverseFisher",
     "LandscapeError",
     "Layers",
+    "Nystrom",
     "Operator",
     "Problem",
     "Sampling",
@@ -111,9 +124,11 @@ __all__ = [
     "eigen",
     "eigenpairs",
     "functionals",
+    "influence",
     "layers",
     "load_problem",
     "log_determinant",
+    "nystrom",
     "sampling_error",
     "save_problem",
     "solve",

@@ -25,6 +25,7 @@ SPECTRUM_SCHEMA = "landscape/spectrum/1"
 LAYERS_SCHEMA = "landscape/layers/1"
 EIGEN_SCHEMA = "landscape/eigen/1"
 TRACE_SCHEMA = "landscape/trace/1"
+INFLUENCE_SCHEMA = "landscape/influence/1"
 Progress = Callable[[int, int], None]  # (products done, products expected)
 
 

@@ -472,7 +472,7 @@ def test_numbers_leave_the_device_only_at_looks(method: str) -> None:
         ),
         (None, {"damping": -0.1}, r"damping is -0.1: it must be 0 or positive; to shift"),
         (None, {"damping": float("nan")}, "damping is nan"),
-        (None, {"method": "lu"}, "method is 'lu': choose 'auto', 'cg' or 'minres'"),
+        (None, {"method": "lu"}, "method is 'lu': choose one of auto, cg, minres"),
         (None, {"tolerance": 0.0}, "tolerance is 0.0: it must lie between 0 and 1"),
         (None, {"max_iterations": 0}, "max_iterations is 0: it must be at least 1"),
         (None, {"preconditioner": torch.ones(3)}, r"has shape \(3,\): a diagonal has shape \(4,\)"),

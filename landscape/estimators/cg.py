@@ -29,8 +29,7 @@ class ConjugateGradients(Iteration):
         curvature, length = dots(self.p, q), norms(self.p)
         stretch = torch.where(length > 0, norms(q) / length, 0)
         self.size = torch.maximum(self.size, stretch)
-        rounding = torch.finfo(q.dtype).eps * self.size * length**2
-        self._stop(curvature <= rounding, NEGATIVE)
+        self._stop(self._judge(curvature, length**2), NEGATIVE)
         alpha = self._update(self.p, self.rho / curvature, length)
         self.r.addcmul_(q, alpha.to(q), value=-1)
         self._arrive()

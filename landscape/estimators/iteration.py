@@ -36,6 +36,7 @@ class Iteration:
         self.gap = torch.zeros_like(self.norms)  # between r and b − Bx, by rounding
         self.status = torch.full_like(limits, RUNNING)
         self.steps = torch.zeros_like(limits)
+        self.negative = torch.zeros_like(limits, dtype=torch.bool)  # curvature met, or none
         self._stop(self.norms <= goal, CONVERGED)
         self._stop(limits < 1, LIMIT)
 
@@ -51,6 +52,13 @@ class Iteration:
     def _stop(self, columns: Tensor, status: int) -> None:
         """Stop those of the columns that go on."""
         self.status = torch.where(columns & self.running, status, self.status)
+
+    def _judge(self, curvature: Tensor, square: Tensor) -> Tensor:
+        """Where pᵀBp (K,) of directions with ‖p‖² (K,) is not positive, up to rounding; it is noted."""
+        rounding = torch.finfo(self.r.dtype).eps * self.size * square
+        found = (curvature <= rounding) & self.running
+        self.negative = self.negative | found
+        return found
 
     def _update(self, direction: Tensor, length: Tensor, made_of: Tensor) -> Tensor:
         """Go along a direction (P, K) by a length (K,), and count; the lengths really gone.

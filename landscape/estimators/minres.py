@@ -62,6 +62,8 @@ class MinimumResidual(Iteration):
         # The last reflection acts on column k of the tridiagonal matrix.
         delta = self.c * self.delta_bar + self.s * alpha
         gamma_bar = self.s * self.delta_bar - self.c * alpha
+        # The curvature along the last residual, rᵀBr / ‖r‖² (Liu & Roosta 2022, arXiv:2206.05732).
+        self._judge(-self.c * gamma_bar, torch.ones_like(gamma_bar))
         epsilon, self.epsilon = self.epsilon, self.s * beta
         self.delta_bar = -self.c * beta
         # ‖B r_{k−1}‖ / ‖r_{k−1}‖, known before the step that would divide by it.

@@ -8,16 +8,18 @@ from torch import Tensor
 from landscape.errors import InputError
 from landscape.estimators.iteration import Map
 from landscape.estimators.lanczos import Eigenpairs
+from landscape.estimators.nystrom import Nystrom, between
 from landscape.operators.base import Operator
 
-Preconditioner = Tensor | Eigenpairs | Operator
+Preconditioner = Tensor | Eigenpairs | Nystrom | Operator
 
 
 def inverse_map(preconditioner: Preconditioner | None, A: Operator, damping: float) -> Map:
     """The product with M⁻¹, an approximate inverse of A + damping·I, on blocks (P, K).
 
     Args:
-        preconditioner: a diagonal (P,), eigenpairs, an operator that is an inverse, or None.
+        preconditioner: a diagonal (P,), eigenpairs, a Nyström approximation, an operator that is an
+            inverse, or None.
         A: the operator, order P.
         damping: is added to a diagonal and to eigenvalues; an operator is taken as it is.
 
@@ -28,6 +30,8 @@ def inverse_map(preconditioner: Preconditioner | None, A: Operator, damping: flo
         return lambda block: block
     if isinstance(preconditioner, Eigenpairs):
         return _spectral(preconditioner, A, damping)
+    if isinstance(preconditioner, Nystrom):
+        return _low_rank(preconditioner, A, damping)
     if isinstance(preconditioner, Operator):
         if (preconditioner.shape, preconditioner.dtype) != (A.shape, A.dtype):
             raise InputError(
@@ -38,7 +42,8 @@ def inverse_map(preconditioner: Preconditioner | None, A: Operator, damping: flo
         return _diagonal(preconditioner, A, damping)
     raise InputError(
         f"the preconditioner is a {type(preconditioner).__name__}: pass the diagonal of the matrix as "
-        "a tensor (P,), eigenpairs, or an operator that multiplies by an approximate inverse"
+        "a tensor (P,), eigenpairs, ls.nystrom(A), or an operator that multiplies by an approximate "
+        "inverse"
     )
 
 
@@ -84,9 +89,18 @@ def _spectral(pairs: Eigenpairs, A: Operator, damping: float) -> Map:
         group = pairs.values[start : start + count].double()
         edge = {"largest": group.min, "smallest": group.max}.get(end, group.abs().min)()
         scale, start = max(scale, abs(float(edge) + damping)), start + count
-    gains = (1 / sizes - 1 / scale).to(vectors)[:, None]
-    return partial(_deflate, vectors, gains, 1 / scale)
+    return partial(between, vectors, (1 / sizes).to(vectors), 1 / scale)
 
 
-def _deflate(vectors: Tensor, gains: Tensor, rest: float, block: Tensor) -> Tensor:
-    return torch.addmm(block, vectors, gains * (vectors.T @ block), beta=rest)
+def _low_rank(found: Nystrom, A: Operator, damping: float) -> Map:
+    """M⁻¹ = (l_r + δ) U(L + δ)⁻¹Uᵀ + I − UUᵀ (Frangella, Tropp & Udell 2023, eq. 5.3)."""
+    if found.vectors.shape[0] != A.shape[0]:
+        raise InputError(
+            f"the Nyström approximation is of order {found.vectors.shape[0]}, and the operator of "
+            f"{A.shape[0]}"
+        )
+    if not len(found.values):
+        return lambda block: block
+    vectors = found.vectors.to(A.device, A.dtype)
+    shifted = found.values.to(vectors) + damping
+    return partial(between, vectors, shifted[-1] / shifted, 1.0)

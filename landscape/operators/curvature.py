@@ -1,7 +1,8 @@
 """The operator that belongs to a problem: what curvature matrices share."""
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from landscape.problem import Problem
 
 Result = TypeVar("Result")
+# The place of a batch and a block (P, K) to that batch's own product (P, K).
+BatchProduct = Callable[[int, Tensor], Tensor]
 
 
 class CurvatureOperator(Operator):
@@ -162,6 +165,31 @@ class CurvatureOperator(Operator):
             )
         self.products += block.shape[1]
         return found
+
+    @contextlib.contextmanager
+    def one_batch(self) -> Iterator[BatchProduct]:
+        """Within it, products of single batches, of which the mean over the batches is A @ block.
+
+        (For `GradientCovariance`: before it is centred.) The batches are held in memory meanwhile. As
+        many columns as there are batches count as one product.
+        """
+        count, columns = self.problem.batch_count, 0
+
+        def product(place: int, block: Tensor) -> Tensor:
+            nonlocal columns
+            columns += block.shape[1]
+            image = multiply(place, block.detach()).detach()
+            return image.mul_(count / divisor)
+
+        divisor = self._divisor()
+        with (
+            self._clock.running(),
+            torch.inference_mode(False),
+            torch.autocast(self.device.type, enabled=False),
+            self._products.one_batch() as multiply,
+        ):
+            yield product
+        self.products += -(-columns // count)
 
     def block(self, patterns: str | Sequence[str]) -> Operator:
         """The diagonal block of the parameters whose names match the glob(s).

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -116,6 +116,19 @@ class Products:
                 images = torch.stack([product(vector) for vector in rows], dim=1)
                 found.append(measure(place, images.to(self.accumulation)))
         return found
+
+    @contextlib.contextmanager
+    def one_batch(self) -> Iterator[Callable[[int, Tensor], Tensor]]:
+        """Within it, the product of the batch at a place with a block (P, K), by double backward."""
+        with self.problem.evaluation() as run, float32_arithmetic(self.settings.precision):
+            held = list(run.batches())
+
+            def multiply(place: int, block: Tensor) -> Tensor:
+                product = self._preparation.eager(run, place, held[place])
+                rows = block.T.to(self.problem.dtype).contiguous()
+                return torch.stack([product(row) for row in rows], dim=1).to(self.accumulation)
+
+            yield multiply
 
     def _by_split(self, rows: Tensor) -> Tensor:
         while True:

@@ -1,0 +1,142 @@
+"""Which training samples help and which harm?  Bars of the strongest effects on every query."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landscape.errors import InputError
+from landscape.numerals import number
+from landscape.plots.style import BLUE, GREY, HAIRLINE, VERMILLION, publication
+from landscape.results import INFLUENCE_SCHEMA as SCHEMA
+from landscape.results import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+UNDATED: dict[str, dict[str, Any]] = {
+    ".png": {},
+    ".svg": {"Date": None},
+    ".pdf": {"CreationDate": None},
+}
+PANEL = 2.3  # width of a query's bars, in inches
+MOST = 12  # queries in a figure
+
+
+def plot_influence(
+    result: Mapping[str, Any],
+    path: str | Path | None = None,
+    *,
+    top: int = 5,
+    title: str | None = None,
+) -> "Figure":
+    """Draw the most helpful and the most harmful training samples of every query.
+
+    A bar is the predicted change of the query's loss when the sample, named on its left, is left out:
+    blue where the loss would rise, red where it would fall. Three queries stand in a row.
+
+    Args:
+        result: the JSON result `landscape/influence/1`, as a mapping.
+        path: where to save; the ending says the format: .png (300 dpi), .svg or .pdf. None (the default)
+            saves nothing.
+        top: samples on each side, 5 by default.
+        title: a line above the figure, drawn as it is (no math markup); None by default.
+
+    Returns:
+        The matplotlib figure, not registered with pyplot.
+
+    Raises:
+        InputError: an ending or a result that this function does not know, or more than twelve queries.
+    """
+    if path is not None:
+        require_ending(path)
+    if result.get("schema") != SCHEMA:
+        raise InputError(
+            f"cannot draw a result of schema {result.get('schema')!r}: expected {SCHEMA!r}, as "
+            "`landscape influence --json FILE` writes it"
+        )
+    queries = result["queries"]
+    require_room(len(queries))
+    columns = min(3, len(queries))
+    rows = -(-len(queries) // columns)
+    height = 0.65 + 0.13 * 2 * top
+    with publication(max(columns, 1.4) * PANEL):
+        from matplotlib import rcParams
+        from matplotlib.figure import Figure
+
+        size = (max(columns, 1.4) * PANEL, rows * height + 0.35)
+        figure = Figure(figsize=size)
+        panels = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axes, query in zip(panels, queries, strict=False):
+            _draw(axes, query, result, top)
+        for axes in panels[len(queries) :]:
+            axes.set_axis_off()
+        figure.supxlabel(
+            f"change of the query’s loss when the sample is left out ({result['operator']}, "
+            f"λ = {number(result['damping'])})",
+            fontsize=rcParams["axes.labelsize"],
+            parse_math=False,
+        )
+        if title:
+            figure.suptitle(title, parse_math=False)
+        figure.draw_without_rendering()  # settles the layout while the settings hold
+        if path is not None:
+            ending = Path(path).suffix.lower()
+            with atomic(path) as temporary:
+                figure.savefig(temporary, format=ending[1:], metadata=UNDATED[ending])
+    return figure
+
+
+def require_ending(path: str | Path) -> None:
+    """Refuse a figure of a kind that cannot be drawn."""
+    if Path(path).suffix.lower() not in UNDATED:
+        raise InputError(
+            f"cannot draw influence to {str(path)!r}: its ending must be one of {', '.join(UNDATED)}"
+        )
+
+
+def require_room(queries: int) -> None:
+    """Refuse more queries than a figure holds."""
+    if queries > MOST:
+        raise InputError(
+            f"a figure holds {MOST} queries, and there are {queries}: ask for fewer, or draw some of them"
+        )
+
+
+def strongest(effects: list[float], top: int) -> list[int]:
+    """Positions of the largest positive effects, falling, then of the largest negative ones, last.
+
+    >>> strongest([0.1, -2.0, 0.0, 3.0, -0.5, 0.2], 2)
+    [3, 5, 4, 1]
+    """
+    order = sorted(range(len(effects)), key=lambda i: -effects[i])
+    helpful = [i for i in order[:top] if effects[i] > 0]
+    return helpful + [i for i in order[-top:] if effects[i] < 0]
+
+
+def _draw(axes: "Axes", query: Mapping[str, Any], result: Mapping[str, Any], top: int) -> None:
+    """Draw one query's bars, the most helpful sample on top."""
+    from matplotlib import rcParams
+
+    effects, targets = query["effects"], result["targets"]
+    shown = strongest([math.nan if e is None else e for e in effects], top)
+    values = [effects[i] for i in shown]
+    colors = [BLUE if value > 0 else VERMILLION for value in values]
+    axes.barh(range(len(shown)), values, color=colors, height=0.7)
+    axes.axvline(0, color=HAIRLINE, linewidth=0.5, zorder=0)
+    labels = [f"{i}" if targets is None else f"{i} (class {targets[i]})" for i in shown]
+    axes.set_yticks(range(len(shown)), labels, parse_math=False)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.invert_yaxis()
+    axes.locator_params(axis="x", nbins=4)
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useMathText=True)
+    of = "" if query["target"] is None else f" (class {query['target']})"
+    axes.set_title(
+        f"query {query['position']}{of}\nloss {number(query['loss'], 3)}",
+        loc="left",
+        fontsize=rcParams["legend.fontsize"],
+        color=GREY,
+        parse_math=False,
+    )
