@@ -14,10 +14,10 @@ demo: .venv/ready  ## train a small network and measure the spectrum of its Hess
 	$(BIN)/landscape spectrum demo/model.pt
 
 test: .venv/ready  ## the test suite, under 8 minutes on 2 cores
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"
 
 slow: .venv/ready  ## the long checks
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m slow
 
 tables: .venv/ready  ## what opens and how exact it is, from the suite to docs/compatibility.md
 	$(BIN)/python -m pytest -q --tables figures/data \

@@ -76,7 +76,8 @@ def killed(
     asked = ("spectrum", "model.pt", *options, "--plan", "whole.json")
     asked += ("--resume", "work.pt", "--json", "pieces.json")
     log: list[dict[str, float]] = []
-    finished, wrong = 0, []
+    finished: list[int] = []  # numbers that differed at the end of each life that had one
+    wrong: list[str] = []
     while True:
         process = landscape(folder, *asked)
         if len(log) < kills:
@@ -96,8 +97,9 @@ def killed(
                 continue
         ended(process)
         pieces = json.loads((folder / "pieces.json").read_text())
-        finished += 1
-        wrong += differences(whole, numbers(pieces))
+        different = differences(whole, numbers(pieces))
+        finished.append(len(different))
+        wrong += different
         if len(log) >= kills:
             break
     left = sorted(path.name for path in folder.iterdir())
