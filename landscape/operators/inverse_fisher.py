@@ -9,6 +9,11 @@ from torch import Tensor
 from landscape.errors import InputError
 from landscape.operators.base import Operator
 from landscape.operators.gradient_rows import Rows
+from landscape.operators.sample_gradients import Drawn, Per, draw
+from landscape.operators.sample_gradients import gradients as compute
+from landscape.problem import Problem
+
+DEFAULT_COUNT = 256  # gradients
 
 
 class InverseFisher(Operator):
@@ -19,22 +24,76 @@ class InverseFisher(Operator):
     F⁻¹x = (x − Gᵀ(mλI + K)⁻¹Gx)/λ. What lies in the span of the gradients goes another way, without
     cancellation: F⁻¹Gᵀc = m Gᵀ(mλI + K)⁻¹c. (Frantar, Kurtic & Alistarh 2021, arXiv:2107.03356, compute
     the same matrix by a recursion over the gradients.)
+
+    Args:
+        problem: the loss, its model and data.
+        gradients: m, how many; default 256, or all there are if they are fewer.
+        damping: λ, in units of the loss² per parameter².
+        per: "sample": gᵢ is the gradient of a sample's own loss, scaled as in `EmpiricalFisher`, so that
+            with all samples F − λI is that matrix; they are drawn at random without replacement. "batch":
+            gᵢ is the gradient of the mean over the i-th batch; with batches of B random samples this
+            estimates E/B + (1 − 1/B) ∇L∇Lᵀ, E the empirical Fisher matrix.
+        seed: of the draw.
+
+    Raises:
+        InputError: m is larger than the data, λ is not positive, or samples are asked of a closure.
+
+    Example:
+        >>> import torch, landscape as ls
+        >>> G = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, -1.0]])
+        >>> inverse = ls.InverseFisher.from_gradients(G, damping=0.5)
+        >>> inverse @ torch.ones(3) * 7
+        tensor([5.0000, 2.0000, 8.0000])
     """
 
-    def __init__(self, rows: Rows, damping: float) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        gradients: int | None = None,
+        damping: float = 1e-3,
+        *,
+        per: Per = "sample",
+        seed: int = 0,
+    ) -> None:
+        if not hasattr(problem, "evaluation"):
+            raise InputError(
+                f"a {type(problem).__name__} is no problem: pass ls.Problem(model, loss, data), or the "
+                "gradients themselves to ls.InverseFisher.from_gradients"
+            )
+        _check_damping(damping)
+        drawn, known = draw(problem, gradients, per=per, seed=seed, default=DEFAULT_COUNT)
+        matrix = torch.empty(
+            len(drawn.samples), problem.size, dtype=problem.dtype, device=problem.device
+        )
+        filled = 0
+
+        def take(block: Tensor) -> None:
+            nonlocal filled
+            matrix[filled : filled + len(block)] = block
+            filled += len(block)
+
+        compute(problem, drawn, known, take)
+        self._set_up(Rows(matrix), damping)
+        self.problem, self.drawn = problem, drawn
+
+    @classmethod
+    def from_gradients(cls, gradients: Tensor, damping: float) -> "InverseFisher":
+        """F⁻¹ from the gradients themselves, G (m, P), which are not copied."""
+        inverse = cls.__new__(cls)
+        inverse._set_up(Rows(gradients), damping)
+        return inverse
+
+    def _set_up(self, rows: Rows, damping: float) -> None:
         count, size = rows.shape
         _check_damping(damping)
         super().__init__(size, rows.dtype, rows.device)
+        self.problem: Problem | None = None
+        self.drawn: Drawn | None = None
         self.rows, self.damping, self.count = rows, float(damping), count
         gram = torch.zeros(count, count, dtype=torch.float64, device=rows.device)
         for _, piece in rows.pieces():
             gram.addmm_(piece, piece.T)
         self._decompose(gram)
-
-    @classmethod
-    def from_gradients(cls, gradients: Tensor, damping: float) -> "InverseFisher":
-        """F⁻¹ from the gradients themselves, G (m, P), which are not copied."""
-        return cls(Rows(gradients), damping)
 
     def _decompose(self, gram: Tensor) -> None:
         self.gram = gram
