@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from landscape.analyses.eigen import eigen as eigen
     from landscape.analyses.layers import Layers as Layers
     from landscape.analyses.layers import layers as layers
+    from landscape.analyses.pruning import Pruning as Pruning
+    from landscape.analyses.pruning import prune as prune
     from landscape.analyses.sampling import Sampling as Sampling
     from landscape.analyses.sampling import sampling_error as sampling_error
     from landscape.analyses.spectrum import Spectrum as Spectrum
@@ -54,6 +56,8 @@ _HOMES = {
     "eigen": "analyses.eigen",
     "Layers": "analyses.layers",
     "layers": "analyses.layers",
+    "Pruning": "analyses.pruning",
+    "prune": "analyses.pruning",
     "Sampling": "analyses.sampling",
     "sampling_error": "analyses.sampling",
     "Spectrum": "analyses.spectrum",
@@ -101,6 +105,7 @@ __all__ = [
     "Layers",
     "Operator",
     "Problem",
+    "Pruning",
     "Sampling",
     "Solution",
     "Spectrum",
@@ -117,6 +122,7 @@ __all__ = [
     "layers",
     "load_problem",
     "log_determinant",
+    "prune",
     "sampling_error",
     "save_problem",
     "solve",
