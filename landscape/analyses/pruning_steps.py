@@ -89,7 +89,11 @@ class Plan:
                 raise InputError(f"a pattern says by itself what goes: leave {also} out")
             require_pattern(layers, self.pattern)
             return
-        for before, share in pairwise([0.0, *(sparsities or [math.nan])]):
+        if not sparsities:
+            raise InputError(
+                "no sparsity was given: name the share of weights to be removed, as 0.9"
+            )
+        for before, share in pairwise([0.0, *sparsities]):
             if not before < share < 1:
                 raise InputError(
                     f"sparsity is {share}: give the share of weights to be removed, above {before:g} and "
