@@ -251,6 +251,19 @@ def test_a_pruned_model_is_pruned_further() -> None:
         ls.prune(again, 0.3)
 
 
+@pytest.mark.parametrize("method", ["mfac", "magnitude", "diagonal"])
+def test_channels_go_where_single_weights_are_gone(method: Any) -> None:
+    problem = net_problem()
+    thin = ls.prune(problem, 0.4, method="magnitude", recompute=1)
+    again = ls.Problem(thin.apply(problem.model), "cross_entropy", problem.data)
+    found = ls.prune(again, 0.7, method=method, structured=True, recompute=2, gradients=16)
+    assert thin.masks is not None and found.masks is not None
+    for name, mask in found.masks.items():
+        for now, before in zip(mask, thin.masks[name], strict=True):
+            assert not bool(now.any()) or torch.equal(now, before)
+    assert abs(found.sparsity - 0.7) <= 64 / found.prunable / 2
+
+
 def test_several_sparsities_are_reached_on_the_way() -> None:
     found = ls.prune(net_problem(), [0.5, 0.8], recompute=2, gradients=16)
     reached = [round(step.sparsity, 2) for step in found.steps]

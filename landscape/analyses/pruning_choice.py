@@ -157,22 +157,22 @@ def choose_channels(
         free, layers, sparsity, scope: see `choose`.
 
     Returns:
-        What is removed now, bool (P,).
+        The channels removed now, bool (P,), with what was gone of them before.
     """
     removed = torch.zeros_like(free)
     together = [range(len(layers))] if scope == "global" else [[i] for i in range(len(layers))]
     for part in together:
         channels = [where for i in part for where in layers[i].channels()]
-        sizes = torch.tensor([where.stop - where.start for where in channels])
-        alive = torch.tensor([bool(free[where].any()) for where in channels])
+        sizes = torch.stack([free[where].sum() for where in channels]).cpu()  # of what is left
         each = torch.cat([scores[i] for i in part]).cpu() / sizes
+        alive = sizes > 0
         order = each.masked_fill(~alive, math.inf).argsort(stable=True)[: int(alive.sum())]
         total = sum(layers[i].size for i in part)
         wanted = sparsity * total - int(sum((~free[layers[i].where]).sum() for i in part))
         reached = torch.cat([sizes.new_zeros(1), sizes[order].cumsum(0)]).double()
         for place in order[: int((reached - wanted).abs().argmin())].tolist():
             removed[channels[place]] = True
-    return removed & free
+    return removed
 
 
 def _fitting(layers: Sequence[Layer], pattern: Pattern) -> list[Layer]:
