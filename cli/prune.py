@@ -335,7 +335,7 @@ def _show(screen: "Console", result: "Pruning", model: Path) -> None:
     )
     screen.print(layers)
     facts = fact_grid()
-    if result.predicted_increase is not None:
+    if result.predicted_increase is not None and result.schedule == "one-shot":
         rise, found = result.predicted_increase, result.after.loss - result.before.loss
         facts.add_row(
             "rise of training loss", f"{number(found)}; by the quadratic model {number(rise)}"

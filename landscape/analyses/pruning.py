@@ -49,6 +49,7 @@ class Pruning:
     `magnitude_steps` are those of magnitude pruning in the same steps. `predicted_increase` is that of the
     training loss, summed over the steps. `masks` (True where a weight is kept) and `state`, the whole
     state dict of the pruned model, are not part of the JSON: `save_masks` and `save_weights` write them.
+    `cost` has no products; its gradient equivalents are the whole time over that of one gradient.
     """
 
     method: str
@@ -279,7 +280,8 @@ def prune(
             f"the loss of the pruned model is {after.loss}: raise the damping, or prune less"
         )
     seconds = time.perf_counter() - start
-    used = None if method == "magnitude" else (gradients or min(DEFAULT_COUNT, problem.samples))
+    there = problem.samples if per == "sample" else problem.batch_count
+    used = None if method == "magnitude" else (gradients or min(DEFAULT_COUNT, there))
     arguments = asdict(plan) | {"sparsity": sparsity, "prunable": prunable}
     if schedule == "gradual":
         arguments |= {"epochs_per_step": epochs_per_step, "learning_rate": learning_rate}

@@ -25,8 +25,7 @@ from landscape.errors import InputError
 from landscape.estimators.surgeon import group_saliencies, remove, saliencies
 from landscape.operators.gradient_rows import Rows
 from landscape.operators.inverse_fisher import DEFAULT_COUNT, InverseFisher
-from landscape.operators.sample_gradients import Per, draw
-from landscape.operators.sample_gradients import gradients as compute
+from landscape.operators.sample_gradients import Per, compute, draw
 from landscape.problem import Problem
 
 Method = Literal["mfac", "magnitude", "diagonal"]
@@ -222,9 +221,9 @@ def _remove(
 
 def _rows(problem: Problem, plan: Plan, free: Tensor, seed: int) -> Tensor:
     """Gradients at the model's weights with respect to what is left, (m, free)."""
-    drawn, known = draw(problem, plan.gradients, per=plan.per, seed=seed, default=DEFAULT_COUNT)
+    drawn, losses = draw(problem, plan.gradients, per=plan.per, seed=seed, default=DEFAULT_COUNT)
     parts: list[Tensor] = []
-    compute(problem, drawn, known, lambda block: parts.append(block[:, free]))
+    compute(problem, drawn, losses, lambda block: parts.append(block[:, free]))
     return torch.cat(parts)
 
 
