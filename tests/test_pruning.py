@@ -416,6 +416,19 @@ def test_result_round_trips_and_its_tensors_open_as_weights(tmp_path: Path) -> N
         found.apply(nn.Linear(2, 2))
 
 
+def test_a_loss_that_is_not_finite_afterwards_is_a_failure() -> None:
+    def closure(model: nn.Module, batch: Any) -> tuple[Tensor, float]:
+        return -model.weight.abs().log().mean(), 1.0  # infinite once a weight is zero
+
+    problem = ls.Problem.from_closure(nn.Linear(4, 1), closure, [torch.ones(1)])
+    found = ls.prune(problem, 0.5, method="magnitude", recompute=1)
+    assert found.failures == [
+        "the loss of the pruned model is inf: raise the damping, or prune less"
+    ]
+    again = ls.Pruning.from_dict(json.loads(to_json(found.to_dict())))
+    assert math.isnan(again.after.loss) and again.failures == found.failures
+
+
 def test_half_precision_weights_keep_their_type() -> None:
     model = nn.Linear(6, 3).to(torch.bfloat16)
     problem = ls.Problem(model, "cross_entropy", (torch.randn(9, 6), torch.arange(9) % 3))
@@ -445,6 +458,7 @@ def test_half_precision_weights_keep_their_type() -> None:
         ({"pattern": (4, 4)}, "the pattern is 4:4"),
         ({"pattern": (2, 7)}, "fits no layer"),
         ({"sparsity": 0.5, "prunable": "tail.*"}, "no trainable parameter matches 'tail"),
+        ({"sparsity": 0.5, "epochs_per_step": 0}, "epochs_per_step is 0"),
         ({"sparsity": 0.5, "fine_tune": print}, "fine_tune goes with schedule='gradual'"),
     ],
 )

@@ -207,7 +207,7 @@ def prune(
         damping: λ, in units of the loss² per parameter².
         per: "sample" or "batch" gradients, see `InverseFisher`.
         held_out: data like those of the problem, on which the model is judged as well.
-        compare: prune by magnitude in the same steps too, for the curve.
+        compare: prune by magnitude in the same steps too, with the same training, for the curve.
         fine_tune: of the gradual schedule: called with the pruned model, to be trained in place, and the
             masks by name; afterwards the masks are applied. Default: `epochs_per_step` epochs of Adam in
             evaluation mode at `learning_rate`, see `landscape.analyses.fine_tuning`.
@@ -237,6 +237,10 @@ def prune(
     plan.check(layers, targets)
     if fine_tune is not None and schedule != "gradual":
         raise InputError("fine_tune goes with schedule='gradual': one-shot pruning trains nothing")
+    if epochs_per_step < 1 or not learning_rate > 0:
+        raise InputError(
+            f"epochs_per_step is {epochs_per_step} and learning_rate {learning_rate:g}: both must be positive"
+        )
     own = problem.separate()
     judge = own
     if held_out is not None:
