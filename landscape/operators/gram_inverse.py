@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from landscape.errors import InputError
 from landscape.operators.gradient_rows import (
     Rows,
     accumulated,
@@ -18,6 +19,16 @@ from landscape.operators.gradient_rows import (
 
 Formula = Callable[[slice, Tensor], Tensor]
 EPS = torch.finfo(torch.float64).eps
+
+
+def require_damping(damping: float) -> None:
+    """Refuse a λ that makes nothing invertible.
+
+    Raises:
+        InputError: it is not positive, or not finite.
+    """
+    if not (damping > 0 and math.isfinite(damping)):
+        raise InputError(f"damping is {damping}: F has no inverse without one; choose one above 0")
 
 
 class GramInverse:
