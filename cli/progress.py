@@ -1,4 +1,4 @@
-"""A progress bar on a terminal: products done and time left, one line per phase."""
+"""A progress bar on a terminal: products, or steps, done and time left, one line per phase."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,9 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def phases(console: "Console") -> Iterator[Callable[[str, int, int], None]]:
+def phases(
+    console: "Console", *, unit: str = "products"
+) -> Iterator[Callable[[str, int, int], None]]:
     """A function `(phase, done, expected)` that draws a bar for every phase; silent off a terminal."""
     from rich.progress import (
         BarColumn,
@@ -22,7 +24,7 @@ def phases(console: "Console") -> Iterator[Callable[[str, int, int], None]]:
     columns = (
         TextColumn("{task.description:<16}"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total} products"),
+        TextColumn("{task.completed}/{task.total} " + unit),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from landscape.analyses.influence import influence as influence
     from landscape.analyses.layers import Layers as Layers
     from landscape.analyses.layers import layers as layers
+    from landscape.analyses.pruning import Pruning as Pruning
+    from landscape.analyses.pruning import prune as prune
     from landscape.analyses.sampling import Sampling as Sampling
     from landscape.analyses.sampling import sampling_error as sampling_error
     from landscape.analyses.spectrum import Spectrum as Spectrum
@@ -60,6 +62,8 @@ _HOMES = {
     "influence": "analyses.influence",
     "Layers": "analyses.layers",
     "layers": "analyses.layers",
+    "Pruning": "analyses.pruning",
+    "prune": "analyses.pruning",
     "Sampling": "analyses.sampling",
     "sampling_error": "analyses.sampling",
     "Spectrum": "analyses.spectrum",
@@ -111,6 +115,7 @@ __all__ = [
     "Nystrom",
     "Operator",
     "Problem",
+    "Pruning",
     "Sampling",
     "Solution",
     "Spectrum",
@@ -129,6 +134,7 @@ __all__ = [
     "load_problem",
     "log_determinant",
     "nystrom",
+    "prune",
     "sampling_error",
     "save_problem",
     "solve",

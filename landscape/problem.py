@@ -180,6 +180,21 @@ class Problem:
         other._survey()
         return other
 
+    def separate(self) -> "Problem":
+        """The same problem on a copy of the model, which may be changed; the data are shared.
+
+        Raises:
+            InputError: the model cannot be copied.
+        """
+        shared: dict[int, Any] = {id(thing): thing for thing in (self.data, self._kept)}
+        try:
+            other = copy.deepcopy(self, shared)
+        except (RuntimeError, TypeError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(f"the model cannot be copied ({reason}): build it anew") from error
+        other.model.to(self.device)
+        return other
+
     def supervised(self) -> Objective:
         """The loss apart from the model.
 

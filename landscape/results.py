@@ -20,12 +20,14 @@ from landscape.memory import peak_bytes
 
 if TYPE_CHECKING:
     from landscape.operators.base import Operator
+    from landscape.problem import Problem
 
 SPECTRUM_SCHEMA = "landscape/spectrum/1"
 LAYERS_SCHEMA = "landscape/layers/1"
 EIGEN_SCHEMA = "landscape/eigen/1"
 TRACE_SCHEMA = "landscape/trace/1"
 INFLUENCE_SCHEMA = "landscape/influence/1"
+PRUNING_SCHEMA = "landscape/pruning/1"
 Progress = Callable[[int, int], None]  # (products done, products expected)
 
 
@@ -138,14 +140,16 @@ def student_quantile(confidence: float, degrees: int | None) -> float:
     return float(ndtri(upper) if degrees is None else stdtrit(degrees, upper))
 
 
-def provenance(operator: "Operator", *, seed: int, command: str | None) -> dict[str, Any]:
-    """Versions, machine, seed, time, command, and what was measured."""
+def provenance(operator: "Operator | Problem", *, seed: int, command: str | None) -> dict[str, Any]:
+    """Versions, machine, seed, time, command, and what was measured, an operator or a problem."""
     import scipy
     import torch
 
     from landscape import __version__
 
-    problem = getattr(operator, "problem", None)
+    itself = operator if hasattr(operator, "evaluation") else None
+    problem: Any = getattr(operator, "problem", itself)
+    plan = getattr(operator, "plan", None)
     device = torch.device(operator.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
@@ -162,7 +166,7 @@ def provenance(operator: "Operator", *, seed: int, command: str | None) -> dict[
         "seed": seed,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
-        "plan": None if operator.plan is None else operator.plan.to_dict(),
+        "plan": None if plan is None else plan.to_dict(),
         "problem": None if problem is None else problem.summary(),
     }
 

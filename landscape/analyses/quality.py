@@ -1,0 +1,55 @@
+"""How good is a model on some data: its loss, and the share of right classes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from landscape.objective import Objective
+from landscape.problem import Problem
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Mean loss, NaN or infinite as it comes, and accuracy; None where there are no classes to be right."""
+
+    loss: float
+    accuracy: float | None
+
+
+def quality(problem: Problem) -> Quality:
+    """Loss and accuracy over all the data, in one pass in evaluation mode.
+
+    The accuracy is the share of class indices (ignored targets aside) at which the largest logit stands.
+
+    Example:
+        >>> import torch, landscape as ls
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = model.requires_grad_().weight.data.copy_(torch.eye(2))
+        >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1, 1])
+        >>> round(quality(ls.Problem(model, "cross_entropy", (x, y))).accuracy, 4)
+        0.6667
+    """
+    total, right, cases = 0.0, 0.0, 0
+    with problem.evaluation() as run, torch.no_grad():
+        for batch in run.batches():
+            if problem.objective is None:
+                total += float(run.total(batch)[0])
+                continue
+            output, target = run.output(batch)
+            total += float(problem.objective.total(output, target)[0])
+            hits = _hits(problem.objective, output, target)
+            if hits is not None:
+                right, cases = right + float(hits.sum()), cases + hits.numel()
+    return Quality(total / problem.terms, right / cases if cases else None)
+
+
+def _hits(objective: Objective, output: Any, target: Any) -> Tensor | None:
+    """Which terms of a batch are right; None unless targets are class indices."""
+    if objective.likelihood not in ("categorical", "log-categorical"):
+        return None
+    if target.is_floating_point():
+        return None
+    found: Tensor = output.argmax(objective.class_dim) == target
+    return found[target != objective.options.get("ignore_index", -100)]
