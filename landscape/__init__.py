@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from landscape.operators.fisher import Fisher as Fisher
     from landscape.operators.gauss_newton import GaussNewton as GaussNewton
     from landscape.operators.hessian import Hessian as Hessian
+    from landscape.operators.inverse_fisher import InverseFisher as InverseFisher
     from landscape.operators.matrix import as_operator as as_operator
     from landscape.problem import Problem as Problem
 
@@ -84,6 +85,7 @@ _HOMES = {
     "Fisher": "operators.fisher",
     "GaussNewton": "operators.gauss_newton",
     "Hessian": "operators.hessian",
+    "InverseFisher": "operators.inverse_fisher",
     "Problem": "problem",
 }
 __all__ = [
@@ -96,6 +98,7 @@ __all__ = [
     "Hessian",
     "Identity",
     "InputError",
+    "InverseFisher",
     "LandscapeError",
     "Layers",
     "Operator",

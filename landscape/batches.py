@@ -205,6 +205,19 @@ def take_rows(thing: Any, start: int | None, stop: int | None) -> Any:
     return thing
 
 
+def map_tensors(thing: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A nested batch with every tensor replaced by a function of it; containers keep their kind."""
+    if isinstance(thing, Tensor):
+        return function(thing)
+    if isinstance(thing, Mapping):
+        return {key: map_tensors(value, function) for key, value in thing.items()}
+    if isinstance(thing, tuple) and hasattr(thing, "_fields"):
+        return type(thing)(*(map_tensors(value, function) for value in thing))
+    if isinstance(thing, (list, tuple)):
+        return type(thing)(map_tensors(value, function) for value in thing)
+    return thing
+
+
 def join(parts: Sequence[Any]) -> Any:
     """One batch of the rows of several: tensors are concatenated, containers keep their kind.
 

@@ -55,6 +55,20 @@ class Evaluation:
             else:
                 placed[i] = leaf.requires_grad_()
             self.leaves.append(leaf)
+        self._write(placed)
+
+    def place_tracked(self, leaves: Sequence[Tensor]) -> None:
+        """Let tensors that `torch.func` keeps track of stand where the leaves do; `place` ends it.
+
+        Args:
+            leaves: one for each of the selected parameters, of the shape of its leaf.
+        """
+        placed = list(self._placed)
+        for i, leaf in enumerate(leaves):
+            placed[i] = torch.view_as_complex(leaf) if placed[i].is_complex() else leaf
+        self._write(placed)
+
+    def _write(self, placed: list[Tensor]) -> None:
         for table, name, i in self._slots.places:
             table[name] = placed[i]
         self._placed = placed

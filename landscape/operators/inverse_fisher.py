@@ -1,119 +1,253 @@
-"""The inverse of a damped Fisher matrix of a few gradients, by one Gram matrix."""
+"""The inverse of a damped Fisher matrix of a few gradients."""
 
 import copy
 import math
+from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from landscape.errors import InputError
+from landscape.memory import available_bytes
+from landscape.operators import sample_gradients
 from landscape.operators.base import Operator
-from landscape.operators.gradient_rows import Rows
+from landscape.operators.block_inverse import BlockInverse
+from landscape.operators.gradient_rows import Rows, Storage, allocate
+from landscape.operators.gram_inverse import GramInverse
+from landscape.operators.products.plan import Memory
+from landscape.operators.sample_gradients import Drawn, Per, draw
+from landscape.operators.stopwatch import Stopwatch
+from landscape.parameters import canonical_device
+from landscape.problem import Problem
+
+DEFAULT_COUNT = 256  # gradients
 
 
 class InverseFisher(Operator):
     """F⁻¹ of F = λI + GᵀG/m, G (m, P) the gradients: an operator, whose every method describes F⁻¹.
 
-    With K = GGᵀ = Q diag(s) Qᵀ, one eigen-decomposition of order m in float64 serves every vector, every
-    damping, the diagonal, entries, the determinant and the trace, by Woodbury's identity
-    F⁻¹x = (x − Gᵀ(mλI + K)⁻¹Gx)/λ. What lies in the span of the gradients goes another way, without
-    cancellation: F⁻¹Gᵀc = m Gᵀ(mλI + K)⁻¹c. (Frantar, Kurtic & Alistarh 2021, arXiv:2107.03356, compute
-    the same matrix by a recursion over the gradients.)
+    Exact to rounding: with K = GGᵀ = Q diag(s) Qᵀ, one eigen-decomposition of order m in float64, O(Pm²),
+    serves every vector (O(Pm) each), every damping, the diagonal, entries, the determinant and the trace.
+    Vectors in the span of the gradients take a way without cancellation. (Frantar, Kurtic & Alistarh 2021,
+    arXiv:2107.03356, compute the same matrix by the recursions of `StaticMFAC` and `DynamicMFAC`.)
+
+    Args:
+        problem: the loss, its model and data.
+        gradients: m, how many; default 256, or all there are if they are fewer.
+        damping: λ, in the unit of F, loss² / parameter².
+        per: "sample": gᵢ is the gradient of a sample's own loss, scaled as in `EmpiricalFisher`, so that
+            with all samples F − λI is that matrix; they are drawn at random without replacement. With batch
+            statistics in batch normalisation it is that of its loss within its batch. "batch": gᵢ is the
+            gradient of the mean over the i-th batch with a loss; with batches of B random samples the
+            expectation of gᵢgᵢᵀ is E/B + (1 − 1/B) ∇L∇Lᵀ, E the empirical Fisher matrix.
+        block_size: B, to invert the block diagonal of F instead, in independent blocks of B consecutive
+            parameters.
+        seed: of the draw.
+        storage: of the gradients: "device", "cpu" (they travel to the device in pieces), "file" (a temporary
+            one, mapped into memory), "sparse" (the largest 1 % of each, with error feedback: another matrix,
+            see `SparseRows`), or "auto": the first of the first three that has room.
+        precision: dtype in which they are kept, by default the problem's; torch.bfloat16 halves float32.
+        devices: several, over which the columns of G are split; the first should be the problem's.
+        memory: bytes that the gradients may take on a device; "auto" is half of what is free.
+
+    Attributes:
+        rows: G, see `Rows`.
+        count: m.
+        drawn: which samples, and how they were differentiated; None without a problem.
+
+    Raises:
+        InputError: m is larger than the data, λ is not positive, a gradient is not finite, or samples are
+            asked of a closure.
+
+    Example:
+        >>> import torch, landscape as ls
+        >>> G = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, -1.0]], dtype=torch.float64)
+        >>> inverse = ls.InverseFisher.from_gradients(G, damping=0.5)
+        >>> (7 * (inverse @ torch.ones(3, dtype=torch.float64))).round(decimals=8)
+        tensor([5., 2., 8.], dtype=torch.float64)
+        >>> round(7 * inverse.trace(), 8)
+        23.0
     """
 
-    def __init__(self, rows: Rows, damping: float) -> None:
-        count, size = rows.shape
-        _check_damping(damping)
-        super().__init__(size, rows.dtype, rows.device)
-        self.rows, self.damping, self.count = rows, float(damping), count
-        gram = torch.zeros(count, count, dtype=torch.float64, device=rows.device)
-        for _, piece in rows.pieces():
-            gram.addmm_(piece, piece.T)
-        self._decompose(gram)
+    problem: Problem | None
+    drawn: Drawn | None
+    _core: GramInverse | BlockInverse
+
+    def __init__(
+        self,
+        problem: Problem,
+        gradients: int | None = None,
+        damping: float = 1e-3,
+        *,
+        per: Per = "sample",
+        block_size: int | None = None,
+        seed: int = 0,
+        storage: Storage = "auto",
+        precision: torch.dtype | None = None,
+        devices: Sequence[str | torch.device] | None = None,
+        memory: Memory = "auto",
+    ) -> None:
+        if not hasattr(problem, "evaluation"):
+            raise InputError(
+                f"a {type(problem).__name__} is no problem: pass ls.Problem(model, loss, data), or the "
+                "gradients themselves to ls.InverseFisher.from_gradients"
+            )
+        _require_positive(damping)
+        drawn, losses = draw(problem, gradients, per=per, seed=seed, default=DEFAULT_COUNT)
+        rows = allocate(
+            len(drawn.samples),
+            problem.size,
+            dtype=precision or problem.dtype,
+            devices=[canonical_device(device) for device in devices or [problem.device]],
+            storage=storage,
+            memory=memory,
+        )
+        filled = 0
+
+        def keep(block: Tensor) -> None:
+            nonlocal filled
+            _require_finite(block, filled)
+            rows.put(filled, block)
+            filled += len(block)
+
+        sample_gradients.compute(problem, drawn, losses, keep)
+        self._set_up(rows, damping, block_size, problem.dtype)
+        self.problem, self.drawn = problem, drawn
 
     @classmethod
-    def from_gradients(cls, gradients: Tensor, damping: float) -> "InverseFisher":
-        """F⁻¹ from the gradients themselves, G (m, P), which are not copied."""
-        return cls(Rows(gradients), damping)
+    def from_gradients(
+        cls, gradients: Tensor | Rows, damping: float, *, block_size: int | None = None
+    ) -> "InverseFisher":
+        """F⁻¹ from the gradients themselves.
 
-    def _decompose(self, gram: Tensor) -> None:
-        self.gram = gram
-        values, self.basis = torch.linalg.eigh(gram)
-        self.values = values.clamp_min(0)
+        Args:
+            gradients: G (m, P), which is not copied, or rows in some other storage. The operator has its
+                dtype, but float32 where G is narrower.
+            damping: λ.
+            block_size: see above.
+        """
+        inverse = cls.__new__(cls)
+        rows = gradients if isinstance(gradients, Rows) else Rows(gradients)
+        for where, piece in rows.pieces():
+            if not bool(torch.isfinite(piece).all()):
+                _require_finite(rows.columns(where), 0)
+        inverse._set_up(rows, damping, block_size, torch.promote_types(rows.dtype, torch.float32))
+        return inverse
+
+    def _set_up(
+        self, rows: Rows, damping: float, block_size: int | None, dtype: torch.dtype
+    ) -> None:
+        count, size = rows.shape
+        _require_positive(damping)
+        if block_size is not None and not (isinstance(block_size, int) and block_size > 0):
+            raise InputError(f"block_size is {block_size!r}: give a whole number, at least 1")
+        super().__init__(size, dtype, rows.device)
+        self.problem, self.drawn = None, None
+        self.rows, self.damping, self.count = rows, float(damping), count
+        self._core = (
+            GramInverse(rows)
+            if block_size is None or block_size >= size
+            else BlockInverse(rows, block_size)
+        )
+
+    @property
+    def gram(self) -> Tensor:
+        """GGᵀ, (m, m) in float64."""
+        return self._core.gram
 
     def with_damping(self, damping: float) -> "InverseFisher":
-        """The same with another λ, at no cost."""
-        _check_damping(damping)
+        """The same with another λ, at no cost; a gradient replaced in one is replaced in both."""
+        _require_positive(damping)
         other = copy.copy(self)
-        other.damping, other.products = float(damping), 0
+        other.damping, other.products, other._clock = float(damping), 0, Stopwatch(self.device)
         return other
 
     def replace(self, i: int, gradient: Tensor) -> None:
-        """Put another gradient (P,) in the place of the i-th, in O(mP + m³)."""
-        self.rows.replace(i, gradient)
-        row = torch.cat([self.rows.columns(where)[i] for where, _ in self.rows.pieces()])
-        gram = self.gram.clone()
-        gram[i] = gram[:, i] = self._along(row[:, None])[:, 0]
-        self._decompose(gram)
+        """Put another gradient (P,) in the place of the i-th, in O(Pm + m³), of a tensor G in G itself.
+
+        With blocks everything is decomposed anew.
+        """
+        if not 0 <= i < self.count:
+            raise InputError(f"there is no gradient {i}: they run from 0 to {self.count - 1}")
+        if gradient.shape != self.shape[:1]:
+            raise InputError(
+                f"the gradient has shape {tuple(gradient.shape)}: it must be ({self.shape[0]},)"
+            )
+        _require_finite(gradient[None], i)
+        self._core.replace(i, gradient)
 
     def span(self, coefficients: Tensor) -> Tensor:
         """F⁻¹Gᵀc for coefficients c (m,) or (m, K): of gradients and their combinations, exact to rounding."""
-        c = coefficients.double().reshape(self.count, -1)
-        weights = self.count * self._by_eigenvalue(c, self._shifted)
-        result = self._combined(weights).to(self.dtype)
+        if coefficients.ndim not in (1, 2) or len(coefficients) != self.count:
+            raise InputError(
+                f"the coefficients have shape {tuple(coefficients.shape)}: one for each of the "
+                f"{self.count} gradients is needed, ({self.count},) or ({self.count}, K)"
+            )
+        c = coefficients.to(self.device, torch.float64).reshape(self.count, -1)
+        result = self._core.span(c, self.damping).to(self.dtype)
         return result.reshape(self.shape[0], *coefficients.shape[1:])
 
     def diagonal(self) -> Tensor:
-        """The diagonal of F⁻¹, (P,) in float64."""
-        found = torch.empty(self.shape[0], dtype=torch.float64, device=self.device)
-        root = (self.basis / self._shifted.sqrt()).T
-        for where, piece in self.rows.pieces():
-            found[where] = (1 - (root @ piece).square().sum(0)) / self.damping
-        return found
+        """The diagonal of F⁻¹, (P,) in float64, in O(Pm²)."""
+        return self._core.diagonal(self.damping)
 
-    def entry(self, i: int, j: int) -> float:
-        """[F⁻¹]_ij."""
-        columns = self.rows.columns(torch.tensor([i, j], device=self.device))
-        inner = columns[:, 0] @ self._by_eigenvalue(columns[:, 1:], self._shifted)[:, 0]
-        return (float(i == j) - float(inner)) / self.damping
+    def prepare_entries(self) -> None:
+        """Make single entries cost O(m) rather than O(m²), at every λ, by O(Pm²) work and 8Pm bytes.
+
+        Raises:
+            InputError: there is no memory for it.
+        """
+        needed, free = 8 * self.count * self.shape[0], available_bytes(self.device)
+        if needed > free:
+            raise InputError(
+                f"fast entries take {needed:,} bytes and {free:,} are free: ask for entries without "
+                "preparing them"
+            )
+        self._core.prepare_entries()
+
+    @overload
+    def entry(self, i: int, j: int) -> float: ...
+    @overload
+    def entry(self, i: Tensor, j: Tensor) -> Tensor: ...
+    def entry(self, i: int | Tensor, j: int | Tensor) -> float | Tensor:
+        """[F⁻¹]_ij of two positions, or for positions (k,) and (k,), int64, all of them, (k,) in float64.
+
+        In O(m²) each, O(m) after `prepare_entries`.
+        """
+        left, right = (torch.as_tensor(p, device=self.device).reshape(-1) for p in (i, j))
+        both = torch.cat([left, right])
+        if left.shape != right.shape or both.dtype != torch.int64:
+            raise InputError(
+                "entries are chosen by two numbers, or two int64 tensors of one length"
+            )
+        if both.numel() and not 0 <= int(both.min()) <= int(both.max()) < self.shape[0]:
+            raise InputError(
+                f"an entry at {int(both.min())} … {int(both.max())} lies outside: positions run from 0 "
+                f"to {self.shape[0] - 1}"
+            )
+        found = self._core.entries(left, right, self.damping)
+        return found if isinstance(i, Tensor) and i.ndim else float(found)
 
     def logdet(self) -> float:
         """log det F⁻¹."""
-        rest = (self.shape[0] - self.count) * math.log(self.damping)
-        return -rest - float(torch.log(self.damping + self.values / self.count).sum())
+        return self._core.logdet(self.damping)
 
     def trace(self) -> float:
         """tr F⁻¹."""
-        rest = (self.shape[0] - self.count) / self.damping
-        return rest + float((1 / (self.damping + self.values / self.count)).sum())
-
-    @property
-    def _shifted(self) -> Tensor:
-        return self.values + self.count * self.damping
+        return self._core.trace(self.damping)
 
     def _multiply(self, block: Tensor) -> Tensor:
-        inside = self._by_eigenvalue(self._along(block), self._shifted)
-        result = torch.empty_like(block)
-        for where, piece in self.rows.pieces():
-            result[where] = (block[where].double() - piece.T @ inside) / self.damping
-        return result
-
-    def _along(self, block: Tensor) -> Tensor:
-        """G times a block (P, K), in float64."""
-        total = torch.zeros(self.count, block.shape[1], dtype=torch.float64, device=self.device)
-        for where, piece in self.rows.pieces():
-            total.addmm_(piece, block[where].double())
-        return total
-
-    def _combined(self, weights: Tensor) -> Tensor:
-        """Gᵀ times weights (m, K), in float64."""
-        parts = [piece.T @ weights for _, piece in self.rows.pieces()]
-        return torch.cat(parts)
-
-    def _by_eigenvalue(self, block: Tensor, divisors: Tensor) -> Tensor:
-        return self.basis @ ((self.basis.T @ block) / divisors[:, None])
+        return self._core.product(block, self.damping)
 
 
-def _check_damping(damping: float) -> None:
+def _require_positive(damping: float) -> None:
     if not (damping > 0 and math.isfinite(damping)):
         raise InputError(f"damping is {damping}: F has no inverse without one; choose one above 0")
+
+
+def _require_finite(block: Tensor, first: int) -> None:
+    finite = torch.isfinite(block).all(1)
+    if not bool(finite.all()):
+        place = first + int((~finite).nonzero()[0])
+        raise InputError(f"gradient {place} holds a number that is not finite: leave it out")
