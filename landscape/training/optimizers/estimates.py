@@ -31,7 +31,7 @@ class DiagonalOptimizer(CurvatureOptimizer):
         self._drop()
 
     def _drop(self) -> None:
-        self.shared["collected"] = 0
+        self.shared["collected"] = self.shared["draws"] = 0
         for _, parameter in self._parameters():
             if parameter in self.state:
                 self.state[parameter].pop("collected", None)
@@ -56,9 +56,9 @@ class DiagonalOptimizer(CurvatureOptimizer):
         return (collected, count) if finite(collected.values()) else ({}, count)
 
     def _sources(self) -> Callable[[torch.device], torch.Generator]:
-        """A private generator per device, which the seed and the numbers of steps and calls determine.
+        """A private generator per device, which seed, step and call within the step determine.
 
-        So that a state dict holds two integers in place of generators, on whatever device.
+        So that a state dict holds integers in place of generators, on whatever device.
         """
         made: dict[torch.device, torch.Generator] = {}
         shared = self.shared
