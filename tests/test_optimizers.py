@@ -231,7 +231,7 @@ def test_a_missing_gradient_counts_as_zero_and_moves_nothing() -> None:
         expected = -window.newest()
         expected[5:] *= step != 3
         assert torch.allclose(flat([one, two]), expected, rtol=1e-10)
-    assert "rows" not in optimizer.state[frozen]
+    assert frozen not in optimizer.state
     assert not frozen.any()
 
 
@@ -374,16 +374,20 @@ def test_the_draws_are_what_they_are_called_and_new_at_every_step() -> None:
 
 
 def test_without_a_new_product_adahessian_keeps_the_old_ones() -> None:
-    model, other = network(), network()
-    every = AdaHessian(model.parameters(), lr=0.01, every=3)
-    asked = AdaHessian(other.parameters(), lr=0.01, every=3)
-    train(model, every, range(5))
+    parameter = nn.Parameter(torch.tensor([1.0], dtype=DOUBLE))
+    optimizer = AdaHessian([parameter], lr=0.1, betas=(0.9, 0.8), eps=0.5, every=3)
+    theta, mean = 1.0, 0.0
     for step in range(5):
-        assert asked.hessian_due == (step in (0, 3))
-        train(other, asked, range(step, step + 1))
-    state = every.state[next(model.parameters())]
-    assert (state["steps"], state["products"]) == (5, 2)
-    assert torch.equal(flat(model.parameters()), flat(other.parameters()))
+        assert optimizer.hessian_due == (step in (0, 3))
+        optimizer.zero_grad()
+        loss = 2 * parameter.square().sum()
+        optimizer.update_hessian(loss)
+        loss.backward()
+        optimizer.step()
+        # |Hz| = 4 in every product, so that corrected for the products made, √s is 4.
+        mean = 0.9 * mean + 0.1 * 4 * theta
+        theta -= 0.1 * mean / (1 - 0.9 ** (step + 1)) / 4.5
+        assert parameter.item() == pytest.approx(theta, rel=1e-12)
 
 
 # Sophia
@@ -590,6 +594,15 @@ def test_a_closure_is_evaluated_with_gradients_and_its_loss_returned(kind: type)
     found = [other.step(lambda step=step: closure(step)).item() for step in range(3)]
     assert found == losses
     assert torch.equal(flat(plain.parameters()), flat(closed.parameters()))
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_learning_rate_may_be_a_tensor(kind: type) -> None:
+    models = network(), network()
+    for model, lr in zip(models, (0.25, torch.tensor(0.25)), strict=True):
+        train(model, kind(model.parameters(), **(SMALL[kind] | {"lr": lr})), range(3))
+    # The tensor is in float32.
+    assert torch.allclose(*(flat(model.parameters()) for model in models), rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", CLASSES)

@@ -140,10 +140,11 @@ class MFAC(CurvatureOptimizer):
         gradients = {parameter: (group, gradient) for group, parameter, gradient in moving}
         row = gram.new_zeros(count)
         for _, parameter in self._parameters():
-            state = self.state[parameter]
             if parameter not in gradients:
-                window.clear(state, place)
+                if parameter in self.state:
+                    window.clear(self.state[parameter], place)
                 continue
+            state = self.state[parameter]
             group, gradient = gradients[parameter]
             if group["weight_decay"] and not group["decoupled_weight_decay"]:
                 gradient = gradient.add(parameter, alpha=group["weight_decay"])
