@@ -1,6 +1,6 @@
 """Which optimiser reaches the lowest training loss in equally many epochs?  ResNet-20 on mnist5k.
 
-    python tests/benchmarks/optimizers.py [Adam MFAC SophiaG ...] [--json figures/data/optimizers.json]
+    python tests/benchmarks/optimizers.py [Adam MFAC MFAC-64 SophiaG ...] [--json figures/data/optimizers.json]
 
 Every optimiser has the same grid of peak learning rates, the same one-cycle schedule, the same initial
 weights and batches for a seed, no weight decay, and its published options for all else. The rate with
@@ -36,8 +36,10 @@ DEMO = DEMOS["resnet"]
 
 MAKERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "Adam": torch.optim.Adam,
-    # As published for ResNet-20: m = 512, λ = 1e-5, momentum 0.9.
+    # As published for ResNet-20: m = 512, λ = 1e-5, momentum 0.9. The window holds all gradients of a run.
     "MFAC": lambda p, lr: training.MFAC(p, lr, window=512, damping=1e-5, momentum=0.9),
+    # A window that is full after one epoch.
+    "MFAC-64": lambda p, lr: training.MFAC(p, lr, window=64, damping=1e-5, momentum=0.9),
     "AdaHessian": lambda p, lr: training.AdaHessian(p, lr),
     "SophiaH": lambda p, lr: training.SophiaH(p, lr, weight_decay=0.0),
     "SophiaG": lambda p, lr: training.SophiaG(p, lr, weight_decay=0.0),
