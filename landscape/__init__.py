@@ -6,6 +6,8 @@ The public names resolve on first use, so that `import landscape` alone loads no
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from landscape import training as training
+
 if TYPE_CHECKING:
     from landscape.analyses.bench import Bench as Bench
     from landscape.analyses.bench import bench as bench
@@ -142,6 +144,7 @@ __all__ = [
     "spectrum",
     "trace",
     "trace_of",
+    "training",
 ]
 
 

@@ -1,0 +1,1 @@
+"""Optimisers that use curvature: one file per method."""
