@@ -73,9 +73,8 @@ class Checkpoint:
         if not at_once and waited < min(LONGEST, self._duration / SHARE):
             return
         start = time.monotonic()
-        self.operator.hold()  # a run that goes on from here could not change it either
+        plan = self.operator.hold()  # a run that goes on from here could not change it either
         self.states[name] = _packed(state())
-        plan = self.operator.plan
         content = {
             "schema": SCHEMA,
             "identity": self.identity,

@@ -318,6 +318,23 @@ def test_no_checkpoint_costs_nothing() -> None:
     Stage().offer(Meter(ls.as_operator(torch.eye(2))), lambda: pytest.fail("asked for a state"))
 
 
+def test_a_state_written_before_the_first_product_keeps_the_plan(tmp_path: Path) -> None:
+    # As between two lives, the second of which only measures in float64 before it is killed again.
+    problem = ls.Problem(torch.nn.Linear(3, 2), "mse", (torch.randn(40, 3), torch.randn(40, 2)))
+    path, chunked = (
+        tmp_path / "work.pt",
+        {"engine": "split", "reason": "", "threads": 1, "chunk": 4},
+    )
+    plans = []
+    for plan in (chunked, None, None):
+        A = ls.Hessian(problem, plan=plan)
+        stage = Checkpoint(path, A, {}).stage("some")
+        stage.offer(stage.meter(A), dict, done=True)
+        A @ torch.ones(8, 1)
+        plans.append((A.plan.engine, A.plan.chunk))
+    assert plans == [("split", 4)] * 3
+
+
 @pytest.mark.slow
 def test_a_command_killed_by_the_system_ends_with_the_same_bits(tmp_path: Path) -> None:
     from benchmarks.kills import killed

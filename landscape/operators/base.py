@@ -53,8 +53,13 @@ class Operator:
             width: of the widest block among them; the way is then chosen for it from the first.
         """
 
-    def hold(self) -> None:
-        """Stay with the execution that was chosen, whatever is still to come."""
+    def hold(self) -> Plan | None:
+        """Stay with the execution that was chosen, whatever is still to come, and tell it.
+
+        Returns:
+            What `replay` takes; None where nothing was chosen yet, or there is no model.
+        """
+        return None
 
     def replay(self, plan: Plan | Mapping[str, Any]) -> None:
         """Go on as a plan says, to the last bit; nothing where there is no model.
@@ -272,8 +277,8 @@ class Submatrix(Operator):
     def expect(self, products: int, *, width: int = 1) -> None:
         self.operator.expect(products, width=width)
 
-    def hold(self) -> None:
-        self.operator.hold()
+    def hold(self) -> Plan | None:
+        return self.operator.hold()
 
     def replay(self, plan: Plan | Mapping[str, Any]) -> None:
         self.operator.replay(plan)

@@ -101,12 +101,8 @@ class CurvatureOperator(Operator):
         self._products.widest = max(self._products.widest, width)
         self._refresh()
 
-    def hold(self) -> None:
-        products, plan = self._products, self._products.plan
-        chosen: dict[str, Any] = {"engine": plan.engine}
-        if plan.engine == "split":
-            chosen |= {"layout": plan.layout, "chunk": plan.chunk}
-        products.settings = replace(products.settings, **chosen)
+    def hold(self) -> Plan | None:
+        return self.plan if self._products.hold() else None
 
     def replay(self, plan: Plan | Mapping[str, Any]) -> None:
         memory = self._products.settings.memory

@@ -49,10 +49,10 @@ class Products:
         self.widest = 1  # block among them
         self.error: float | None = None  # of another dtype than the accumulation's
         self.plan = Plan(
-            "double backward",
-            "asked for"
-            if settings.engine == "double backward"
-            else "too few products to be worth tracing",
+            "split" if settings.engine == "split" else "double backward",
+            "too few products to be worth tracing" if settings.engine == "auto" else "asked for",
+            layout=settings.layout or "contiguous",
+            chunk=settings.chunk or 1,
             dtype="tf32" if settings.precision == "tf32" else _name(problem.dtype),
             accumulation=_name(accumulation),
             device=str(problem.device),
@@ -179,6 +179,17 @@ class Products:
             width = chunk if start + chunk <= len(rows) else 1
             result[start : start + width] += prepared.images(rows[start : start + width])
             start += width
+
+    def hold(self) -> bool:
+        """Stay with the engine, layout and chunk of the plan; False if they were not chosen yet."""
+        settings, plan = self.settings, self.plan
+        if settings.engine != "double backward" and settings.layout is None and not self.done:
+            return False
+        chosen: dict[str, Any] = {"engine": plan.engine}
+        if plan.engine == "split":
+            chosen |= {"layout": plan.layout, "chunk": plan.chunk}
+        self.settings = replace(settings, **chosen)
+        return True
 
     # What is kept between calls.
 
