@@ -160,16 +160,18 @@ def exact_products(G: Tensor, damping: float, vectors: Tensor) -> Tensor:
     return torch.from_numpy(((x - g.T @ w) / np.longdouble(damping)).astype(np.float64))
 
 
-def decaying(count: int, size: int) -> Tensor:
-    """Gradients that nearly depend on each other: singular values from 1 down to 1e-4, times 50."""
-    mix = torch.linalg.qr(random(count, count, seed=5)).Q * torch.logspace(0, -4, count).double()
+def decaying(count: int, size: int, least: float) -> Tensor:
+    """Gradients that nearly depend on each other: singular values from 1 down to 10^`least`, times 50."""
+    mix = torch.linalg.qr(random(count, count, seed=5)).Q * torch.logspace(0, least, count).double()
     return (50 * mix @ random(count, size, seed=6)).float()
 
 
 GRADIENTS = {
     "independent": lambda: random(24, 4000).float(),
     "small": lambda: 0.03 * random(24, 4000).float(),
-    "nearly dependent": lambda: decaying(24, 4000),
+    "nearly dependent": lambda: decaying(24, 4000, -4),
+    "more nearly dependent": lambda: decaying(24, 4000, -5.5),
+    "each eight times": lambda: random(3, 4000)[[0, 1, 2] * 8].float(),
     "one twice": lambda: torch.cat([random(12, 4000), random(12, 4000)[:1]]).float(),
 }
 pytestmark_longdouble = pytest.mark.skipif(
@@ -181,7 +183,10 @@ pytestmark_longdouble = pytest.mark.skipif(
 @pytest.mark.parametrize("damping", [1e-3, 1e-5, 1e-7])
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_rows_and_their_combinations_keep_their_digits_in_float32(kind, damping):
-    """The bar is 1e-5; the textbook recursion leaves no digit at λ = 1e-7."""
+    """The bar is 1e-5; at λ = 1e-7 the textbook recursion leaves no digit.
+
+    What float64 can give is 1e-16 · s/(mλ), s the largest eigenvalue of GGᵀ: 2e-6 at the worst here.
+    """
     G = GRADIENTS[kind]()
     mix = random(len(G), 2, seed=7)
     combinations = (G.double().T @ mix).float()  # rounded, so not quite in the span
@@ -191,7 +196,7 @@ def test_rows_and_their_combinations_keep_their_digits_in_float32(kind, damping)
     found = inverse @ vectors
     assert found.dtype == torch.float32
     for k in range(vectors.shape[1]):
-        assert gap(found[:, k], expected[:, k]) < 1e-5, k
+        assert gap(found[:, k], expected[:, k]) < 4e-6, k
     units = torch.eye(len(G), dtype=DOUBLE)[:, [0, -1]]
     assert gap(inverse.span(units)[:, 0], expected[:, 0]) < 1e-5
     assert gap(inverse.span(units)[:, 1], expected[:, 1]) < 1e-5
@@ -532,14 +537,22 @@ def test_what_cannot_be_is_refused_in_a_sentence():
     bad = G.clone()
     bad[2, 5] = math.nan
     refused("gradient 2 holds a number that is not finite", lambda: gradients(bad, 1.0))
+    refused("gradient 2 holds a number", lambda: gradients(bad, 1.0, block_size=2))
+    refused("gradient 2 holds a number", lambda: gradients(bad, 1.0, block_size=5))
     inverse = gradients(G, 1.0)
     refused("no gradient 4: they run from 0 to 3", lambda: inverse.replace(4, G[0]))
     refused(r"shape \(5,\): it must be \(6,\)", lambda: inverse.replace(0, G[0, :5]))
-    refused("gradient 1 holds a number that is not", lambda: inverse.replace(1, bad[2]))
+    refused("gradient for place 1 holds a number that is not", lambda: inverse.replace(1, bad[2]))
     refused("one for each of the 4 gradients", lambda: inverse.span(torch.ones(3)))
     refused("run from 0 to 5", lambda: inverse.entry(0, 6))
     refused("of one length", lambda: inverse.entry(torch.tensor([1, 2]), torch.tensor([1])))
     refused(r"share .* 0: choose", lambda: SparseRows(2, 5, share=0))
+
+
+def test_fast_entries_are_refused_where_they_do_not_fit(monkeypatch):
+    monkeypatch.setattr("landscape.operators.inverse_fisher.available_bytes", lambda _: 100)
+    inverse = ls.InverseFisher.from_gradients(random(4, 6), 1.0)
+    refused("take 192 bytes and 100 are free", inverse.prepare_entries)
 
 
 def test_a_gradient_that_is_not_finite_is_named():

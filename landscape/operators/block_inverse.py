@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from landscape.operators.gradient_rows import PIECE, Rows
+from landscape.operators.gradient_rows import PIECE, Rows, require_finite
 from landscape.operators.gram_inverse import inverse_logdet, inverse_trace
 
 
@@ -35,6 +35,7 @@ class BlockInverse:
         )
         for run, _, piece in self._runs():
             products = piece @ piece.mT
+            require_finite(products)
             self.gram += products.sum(0)
             values, self.basis[run] = torch.linalg.eigh(
                 piece.mT @ piece if self.explicit else products

@@ -14,7 +14,7 @@ from landscape.errors import InputError
 from landscape.memory import available_bytes
 from landscape.operators.products.plan import Memory
 
-PIECE = 2**20  # numbers of a piece that is worked on in float64: what caches hold
+PIECE = 2**19  # numbers of a piece that is worked on in float64: what caches hold
 Storage = Literal["auto", "device", "cpu", "file", "sparse"]
 
 
@@ -22,11 +22,11 @@ class Rows:
     """m gradients of length P, the rows of G (m, P), in the memory of any device or in a file.
 
     Args:
-        matrix: G, a floating-point tensor (m, P) of finite numbers; it is taken over, not copied.
+        matrix: G, a floating-point tensor (m, P); it is taken over, not copied.
         device: where its pieces are delivered (default: where it lies).
 
     Raises:
-        InputError: another shape, no floating-point type, or a number that is not finite.
+        InputError: another shape, or no floating-point type.
     """
 
     def __init__(self, matrix: Tensor, device: torch.device | None = None) -> None:
@@ -147,7 +147,20 @@ def gram(rows: Rows) -> Tensor:
             total[start:, start:stop].addmm_(piece[start:], piece[start:stop].T)
 
     lower = accumulated(rows, count, add).tril()
+    require_finite(lower)
     return lower + lower.tril(-1).T
+
+
+def require_finite(products: Tensor) -> None:
+    """Refuse gradients that are not finite, by their products (…, m, m).
+
+    Raises:
+        InputError: with the number of the first.
+    """
+    finite = torch.isfinite(products.diagonal(dim1=-2, dim2=-1)).reshape(-1, products.shape[-1])
+    if not bool(finite.all()):
+        place = int((~finite.all(0)).nonzero()[0])
+        raise InputError(f"gradient {place} holds a number that is not finite: leave it out")
 
 
 def times(rows: Rows, block: Tensor) -> Tensor:
@@ -161,7 +174,12 @@ def times(rows: Rows, block: Tensor) -> Tensor:
 
 def combined(rows: Rows, weights: Tensor) -> Tensor:
     """Gᵀ times weights (m, K), in float64."""
-    return by_columns(rows, weights.shape[1], lambda where, piece: piece.T @ weights.to(piece))
+    return by_columns(rows, weights.shape[1], lambda where, piece: spread(piece, weights))
+
+
+def spread(piece: Tensor, weights: Tensor) -> Tensor:
+    """Gᵀ times weights (m, K) for some columns of G, in the order of factors that is faster."""
+    return (weights.to(piece).T @ piece).T
 
 
 def accumulated(

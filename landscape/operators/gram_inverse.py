@@ -6,10 +6,29 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from landscape.operators.gradient_rows import Rows, accumulated, by_columns, combined, gram, times
+from landscape.errors import InputError
+from landscape.operators.gradient_rows import (
+    Rows,
+    accumulated,
+    by_columns,
+    combined,
+    gram,
+    spread,
+    times,
+)
 
 Formula = Callable[[slice, Tensor], Tensor]
 EPS = torch.finfo(torch.float64).eps
+
+
+def require_damping(damping: float) -> None:
+    """Refuse a λ that makes nothing invertible.
+
+    Raises:
+        InputError: it is not positive, or not finite.
+    """
+    if not (damping > 0 and math.isfinite(damping)):
+        raise InputError(f"damping is {damping}: F has no inverse without one; choose one above 0")
 
 
 class GramInverse:
@@ -62,7 +81,7 @@ class GramInverse:
         weights = self.solve(times(self.rows, block), damping)
         return self._by_columns(
             block,
-            lambda where, piece: (block[where].to(piece) - piece.T @ weights.to(piece)) / damping,
+            lambda where, piece: (block[where].to(piece) - spread(piece, weights)) / damping,
         )
 
     def _split_product(self, block: Tensor, damping: float) -> Tensor:
@@ -79,7 +98,7 @@ class GramInverse:
 
         def add(total: Tensor, where: slice, piece: Tensor) -> None:
             x = block[where].to(piece)
-            rest = x - piece.T @ c.to(piece)
+            rest = x - spread(piece, c)
             total[:count].addmm_(piece, rest)
             total[count] += rest.square().sum(0)
             total[count + 1] += x.square().sum(0)
@@ -98,7 +117,7 @@ class GramInverse:
         return self._by_columns(
             block,
             lambda where, piece: (
-                block[where].to(piece) * (keep / damping).to(piece) + piece.T @ weights.to(piece)
+                block[where].to(piece) * (keep / damping).to(piece) + spread(piece, weights)
             ),
         )
 

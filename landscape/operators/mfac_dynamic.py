@@ -7,7 +7,7 @@ from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.operators.base import Operator
-from landscape.operators.gradient_rows import Rows, by_columns, combined, times
+from landscape.operators.gradient_rows import Rows, by_columns, combined, spread, times
 
 
 class DynamicMFAC(Operator):
@@ -136,9 +136,7 @@ class DynamicMFAC(Operator):
         return by_columns(
             self.rows,
             block.shape[1],
-            lambda where, piece: (
-                (block[where].to(piece) - piece.T @ weights.to(piece)) / self.damping
-            ),
+            lambda where, piece: (block[where].to(piece) - spread(piece, weights)) / self.damping,
             dtype=self.dtype,
         )
 
