@@ -1,21 +1,9 @@
 """Write the tables of "How sure are we" in the README from the JSON files of its benchmarks."""
 
-import json
-import re
 import statistics
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-
-
-def load(name: str) -> Any:
-    return json.loads((ROOT / f"figures/data/{name}.json").read_text())
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+from tables import load, table, write
 
 
 def eigenpairs(report: dict[str, Any]) -> str:
@@ -80,16 +68,6 @@ def coverage(report: dict[str, Any]) -> str:
         f"Through `tolerance=` the 95 % interval held the trace in {low:.1f} to {high:.1f} % of {auto[0]['seeds']} "
         f"runs, on {kinds} kinds of matrices and at two tolerances each."
     )
-
-
-def write(name: str, text: str) -> None:
-    readme = ROOT / "README.md"
-    pattern = rf"(<!-- {name} table.*?-->\n).*?(<!-- end -->)"
-    whole, count = re.subn(
-        pattern, lambda m: f"{m[1]}{text}\n{m[2]}", readme.read_text(), count=1, flags=re.DOTALL
-    )
-    assert count == 1, name
-    readme.write_text(whole)
 
 
 def main() -> None:

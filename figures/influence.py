@@ -4,16 +4,14 @@ python tests/benchmarks/influence.py figures/data/influence.json
 python figures/influence.py
 """
 
-import json
-import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tables import ROOT, load, table, write
 
 from landscape.plots.style import BLUE, GREEN, GREY, ORANGE, VERMILLION, publication
 
-ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs/influence.md"
 COLORS = (BLUE, GREEN, ORANGE, VERMILLION)
 
 
@@ -41,11 +39,6 @@ def scatter(rows: list[dict[str, Any]]) -> None:
         for ending in ("pdf", "png"):
             metadata = {"CreationDate": None} if ending == "pdf" else {}
             figure.savefig(ROOT / f"figures/influence.{ending}", metadata=metadata)
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def leaving_out(rows: list[dict[str, Any]]) -> str:
@@ -80,21 +73,11 @@ def datamodelling(models: list[dict[str, Any]]) -> str:
     return table(["model", "effects by", "score ± s.e.", "warned"], rows)
 
 
-def write(name: str, text: str) -> None:
-    page = ROOT / "docs/influence.md"
-    pattern = rf"(<!-- {name} table.*?-->\n).*?(<!-- end -->)"
-    whole, count = re.subn(
-        pattern, lambda m: f"{m[1]}{text}\n{m[2]}", page.read_text(), count=1, flags=re.DOTALL
-    )
-    assert count == 1, name
-    page.write_text(whole)
-
-
 def main() -> None:
-    report = json.loads((ROOT / "figures/data/influence.json").read_text())
+    report = load("influence")
     scatter(report["leave_one_out"])
-    write("leave-one-out", leaving_out(report["leave_one_out"]))
-    write("datamodelling", datamodelling(report["datamodelling"]))
+    write("leave-one-out", leaving_out(report["leave_one_out"]), PAGE)
+    write("datamodelling", datamodelling(report["datamodelling"]), PAGE)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,11 @@
 """Write the tables of products in the README from figures/data/products.json."""
 
-import json
-import re
 import statistics
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from tables import load, table, write
+
 NAMES = {"mlp": "MLP", "gpt": "GPT", "resnet": "ResNet-20"}
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def products(report: dict[str, Any]) -> str:
@@ -66,16 +59,12 @@ def density(runs: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    report = json.loads((ROOT / "figures/data/products.json").read_text())
+    report = load("products")
     about = report["mlp"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     parts = [products(report), steps(report), density(report["density"]["runs"])]
     parts.append(f"({about['machine']}; {versions}; {about['date'][:10]}.)")
-    readme = ROOT / "README.md"
-    pattern = r"(<!-- products table.*?-->\n).*?(<!-- end -->)"
-    new = "\n\n".join(parts)
-    text = re.sub(pattern, lambda m: f"{m[1]}{new}\n{m[2]}", readme.read_text(), flags=re.DOTALL)
-    readme.write_text(text)
+    write("products", "\n\n".join(parts))
 
 
 if __name__ == "__main__":

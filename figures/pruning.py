@@ -4,18 +4,15 @@ python tests/benchmarks/pruning.py figures/data/pruning.json
 python figures/pruning.py
 """
 
-import json
-import re
 import statistics
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from tables import ROOT, load, table, write
 
 from landscape.plots.style import BLUE, HAIRLINE, ORANGE, publication
 
-HERE = Path(__file__).parent
 WIDTH = 6.75  # across both columns of a paper, in inches
 NAMES = {"cnn": "tanh CNN, 8×8 digits", "resnet": "ResNet-20, 5,000 MNIST images"}
 CURVES = {"mfac": ("M-FAC", BLUE, "o"), "magnitude": ("magnitude", ORANGE, "s")}
@@ -51,7 +48,7 @@ def draw(axes: Axes, name: str, found: dict[str, Any]) -> None:
     axes.set_ylim(0, 103)
 
 
-def table(report: dict[str, Any]) -> str:
+def summary(report: dict[str, Any]) -> str:
     header = [
         "",
         "before",
@@ -61,16 +58,16 @@ def table(report: dict[str, Any]) -> str:
         "magnitude at 90 %",
         "margin at 90 %",
     ]
-    lines = [header, ["---"] * len(header)]
+    rows = []
     for name, found in report.items():
         dense = statistics.mean(100 * run["dense"]["accuracy"] for run in found["runs"])
         cells = [NAMES[name], f"{dense:.1f} %"]
         for bar in found["bars"]:
             cells += [percent(bar[method]) for method in CURVES]
-        lines.append([*cells, percent(found["bars"][-1]["margin"])])
+        rows.append([*cells, percent(found["bars"][-1]["margin"])])
     runs = report["cnn"]["runs"]
     return (
-        "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        table(header, rows)
         + f"\n\nHeld-out accuracy, mean ± standard error over {len(runs)} trainings each; torch "
         f"{runs[0]['provenance']['torch']}. {steps(report['cnn'])} {statistics_anew(report['resnet'])}"
     )
@@ -98,7 +95,7 @@ def percent(found: list[float]) -> str:
 
 
 def main() -> None:
-    report = json.loads((HERE / "data" / "pruning.json").read_text())
+    report = load("pruning")
     with publication(WIDTH, aspect=0.36):
         figure, axes = plt.subplots(1, len(report), sharey=True, squeeze=False)
         for one, (name, found) in zip(axes[0], report.items(), strict=True):
@@ -106,17 +103,8 @@ def main() -> None:
         axes[0][0].set_ylabel("held-out accuracy (%)")
         axes[0][0].legend(loc="lower left")
         for ending in ("pdf", "png"):
-            figure.savefig(HERE / f"pruning.{ending}")
-    readme = HERE.parent / "README.md"
-    text, count = re.subn(
-        r"(<!-- pruning table.*?-->\n).*?(<!-- end -->)",
-        lambda m: f"{m[1]}{table(report)}\n{m[2]}",
-        readme.read_text(),
-        count=1,
-        flags=re.DOTALL,
-    )
-    assert count == 1
-    readme.write_text(text)
+            figure.savefig(ROOT / f"figures/pruning.{ending}")
+    write("pruning", summary(report))
 
 
 if __name__ == "__main__":
