@@ -11,7 +11,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict[str, object] = {}
     for block in blocks:
         exec(block, names)  # noqa: S102 the README is ours
@@ -25,5 +25,10 @@ def test_pictures_exist_and_nothing_is_left_to_fill_in() -> None:
     assert pictures and all((root / picture).exists() for picture in pictures)
     assert "@@" not in README
     # The generated tables.
-    for row in ("| cnn |", "| ours, not verified |", "| 15 outliers, exponential bulk |"):
+    for row in (
+        "| cnn |",
+        "| ours, not verified |",
+        "| 15 outliers, exponential bulk |",
+        "| set-up, ours |",
+    ):
         assert README.count(f"\n{row}") == 1
