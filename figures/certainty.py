@@ -70,9 +70,24 @@ def coverage(report: dict[str, Any]) -> str:
     )
 
 
+def kills(report: dict[str, Any]) -> str:
+    """The log of kills, in a sentence."""
+    moments = report["kills"]
+    later = sum(kill["resume_file_bytes"] > 0 for kill in moments)
+    ends, different = len(report["finished"]), sum(count > 0 for count in report["finished"])
+    same = "to the last bit" if not different else f"but for {different} of them"
+    return (
+        f"A `landscape spectrum` of {report['undisturbed_seconds']:.0f} s was killed by `kill -9` at {len(moments)} "
+        f"random moments, {later} of them with a state on disk, and the same command given again: it came to its end "
+        f"{ends} times, always with the numbers of an undisturbed run, {same}. "
+        f"({report['machine']}; torch {report['torch']}; {report['date'][:10]}.)"
+    )
+
+
 def main() -> None:
     measured = load("estimators")
     write("eigenpairs", eigenpairs(measured))
+    write("kills", kills(load("kills")))
     covered = load("coverage")
     write("trace", products(covered) + "\n\n" + coverage(covered))
 
