@@ -133,7 +133,8 @@ def influence(
     from landscape.analyses.influence import influence as analyse
     from landscape.estimators.solve import METHODS
     from landscape.loading.data import read_data
-    from landscape.plots.influence import require_ending, require_room
+    from landscape.plots.influence import require_room
+    from landscape.plots.writing import require_ending
 
     from .progress import phases
 

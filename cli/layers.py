@@ -50,7 +50,7 @@ def per_layer(
 ) -> None:
     """Measure every block, print a table, write the numbers and the figure."""
     from landscape.analyses.layers import layers
-    from landscape.plots.spectrum import require_ending
+    from landscape.plots.writing import require_ending
 
     from .progress import phases
 
@@ -58,7 +58,7 @@ def per_layer(
         raise InputError("--per-layer draws on a symlog axis only: leave --axis out")
     model = about.model
     figure = output or model.with_name(f"{model.stem}.layers.pdf")
-    require_ending(figure)
+    require_ending(figure, page=True)
     written = require_outputs(model, figure, json_file)
     chosen: Any = {name: invocation.params[name] for name in SHARED if _given(invocation, name)}
     if chosen.get("steps") == "auto":

@@ -174,7 +174,7 @@ def prune(
         landscape prune model.pt --sparsity 0.9
     """
     from landscape.analyses.pruning import prune as analyse
-    from landscape.plots.pruning import require_drawable
+    from landscape.plots.writing import require_ending
 
     from .progress import phases
 
@@ -186,7 +186,7 @@ def prune(
     mask_file = masks or about.model.with_name(f"{stem}.masks.safetensors")
     weight_file = pruned or about.model.with_name(f"{stem}.pruned.safetensors")
     figure = output or about.model.with_name(f"{stem}.pruning.pdf")
-    require_drawable(figure)
+    require_ending(figure)
     written = require_outputs(about.model, mask_file, weight_file, figure, json_file)
     messages = console(stderr=True)
     problem = about.load(messages)

@@ -137,8 +137,8 @@ def spectrum(
     """
     from landscape.analyses.growth import spectrum_on_enough_data
     from landscape.analyses.spectrum import spectrum as analyse
-    from landscape.plots.spectrum import require_ending
     from landscape.plots.spectrum_picture import check_axis
+    from landscape.plots.writing import require_ending
 
     from .progress import phases
 
@@ -160,7 +160,7 @@ def spectrum(
         raise InputError("--by says what a part is: it only goes with --per-layer")
     model = about.model
     figure = output or model.with_name(f"{model.stem}.spectrum.pdf")
-    require_ending(figure)
+    require_ending(figure, page=True)
     check_axis(axis)
     written = require_outputs(model, figure, json_file)
     require_outputs(model, *written, resume)

@@ -325,7 +325,7 @@ def test_unknown_ending_axis_or_result_is_refused_in_a_sentence(tmp_path: Path) 
     with pytest.raises(InputError) as refused:
         plot_spectrum(NET, "a.jpg")
     assert str(refused.value) == (
-        "cannot draw a spectrum to 'a.jpg': its ending must be one of .png, .svg, .pdf, .html"
+        "cannot draw to 'a.jpg': its ending must be one of .png, .svg, .pdf, .html"
     )
     with pytest.raises(InputError, match="^cannot draw a spectrum on axis 'log': choose 'linear'"):
         plot_spectrum(NET, axis="log")  # type: ignore[arg-type]  # the point of the test

@@ -8,18 +8,13 @@ from typing import TYPE_CHECKING, Any
 from landscape.errors import InputError
 from landscape.numerals import number
 from landscape.plots.style import BLUE, GREY, HAIRLINE, VERMILLION, publication
+from landscape.plots.writing import require_ending, write_figure
 from landscape.results import INFLUENCE_SCHEMA as SCHEMA
-from landscape.results import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-UNDATED: dict[str, dict[str, Any]] = {
-    ".png": {},
-    ".svg": {"Date": None},
-    ".pdf": {"CreationDate": None},
-}
 PANEL = 2.3  # width of a query's bars, in inches
 MOST = 12  # queries in a figure
 
@@ -80,20 +75,8 @@ def plot_influence(
         )
         if title:
             figure.suptitle(title, parse_math=False)
-        figure.draw_without_rendering()  # settles the layout while the settings hold
-        if path is not None:
-            ending = Path(path).suffix.lower()
-            with atomic(path) as temporary:
-                figure.savefig(temporary, format=ending[1:], metadata=UNDATED[ending])
+        write_figure(figure, path)
     return figure
-
-
-def require_ending(path: str | Path) -> None:
-    """Refuse a figure of a kind that cannot be drawn."""
-    if Path(path).suffix.lower() not in UNDATED:
-        raise InputError(
-            f"cannot draw influence to {str(path)!r}: its ending must be one of {', '.join(UNDATED)}"
-        )
 
 
 def require_room(queries: int) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 
 from landscape.numerals import number, power
 from landscape.plots.layers_picture import LayersPicture, collect
-from landscape.plots.spectrum import UNDATED, require_ending
 from landscape.plots.style import (
     BLACK,
     GREY,
@@ -19,7 +18,7 @@ from landscape.plots.style import (
     raised,
     symlog_ticks,
 )
-from landscape.results import atomic
+from landscape.plots.writing import require_ending, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,21 +58,17 @@ def plot_layers(
         InputError: an ending or a result that this function does not know.
     """
     if path is not None:
-        require_ending(path)
-    ending = "" if path is None else Path(path).suffix.lower()
+        require_ending(path, page=True)
     picture = collect(result)
-    with publication(width):
-        figure = _draw(picture, width, title)
-        figure.draw_without_rendering()  # settles the layout while the settings hold
-        if path is not None and ending != ".html":
-            with atomic(path) as temporary:
-                figure.savefig(temporary, format=ending[1:], metadata=UNDATED[ending])
-    if path is not None and ending == ".html":
+
+    def page() -> str:
         from landscape.plots.layers_page import layers_html
 
-        page = layers_html(result, title=title)
-        with atomic(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+        return layers_html(result, title=title)
+
+    with publication(width):
+        figure = _draw(picture, width, title)
+        write_figure(figure, path, page)
     return figure
 
 

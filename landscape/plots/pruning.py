@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landscape.errors import InputError
-from landscape.plots.spectrum import UNDATED
 from landscape.plots.style import BLUE, COLUMN, GREY, HAIRLINE, ORANGE, publication
+from landscape.plots.writing import require_ending, write_figure
 from landscape.results import PRUNING_SCHEMA as SCHEMA
-from landscape.results import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NAMES = {"mfac": "M-FAC", "diagonal": "diagonal Fisher", "magnitude": "magnitude"}
-ENDINGS = tuple(ending for ending in UNDATED if ending != ".html")
 
 
 def plot_pruning(
@@ -43,7 +41,7 @@ def plot_pruning(
         InputError: an ending or a result that this function does not know.
     """
     if path is not None:
-        require_drawable(path)
+        require_ending(path)
     if result.get("schema") != SCHEMA:
         raise InputError(f"this is {result.get('schema')!r}, not a result of kind {SCHEMA!r}")
     from matplotlib.figure import Figure
@@ -53,23 +51,8 @@ def plot_pruning(
         _draw(figure.subplots(), result)
         if title:
             figure.suptitle(title, parse_math=False)
-        figure.draw_without_rendering()  # settles the layout while the settings hold
-        if path is not None:
-            ending = Path(path).suffix.lower()
-            with atomic(path) as temporary:
-                figure.savefig(temporary, format=ending[1:], metadata=UNDATED[ending])
+        write_figure(figure, path)
     return figure
-
-
-def require_drawable(path: str | Path) -> None:
-    """Refuse a figure of a kind that cannot be drawn.
-
-    Raises:
-        InputError: the ending is not among `ENDINGS`.
-    """
-    if Path(path).suffix.lower() not in ENDINGS:
-        known = ", ".join(ENDINGS)
-        raise InputError(f"cannot draw to {str(path)!r}: its ending must be one of {known}")
 
 
 def _draw(axes: "Axes", result: Mapping[str, Any]) -> None:

@@ -7,25 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from landscape.errors import InputError
 from landscape.estimators.smoothing import Axis
 from landscape.numerals import exponent_of, power
 from landscape.plots.spectrum_picture import YLABEL, Picture, collect
 from landscape.plots.style import BLUE, COLUMN, GREY, HAIRLINE, publication, raised, symlog_ticks
-from landscape.results import atomic
+from landscape.plots.writing import require_ending, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Text
-
-# What each ending needs so that the same result gives the same bytes: no date inside.
-UNDATED: dict[str, dict[str, Any]] = {
-    ".png": {},
-    ".svg": {"Date": None},
-    ".pdf": {"CreationDate": None},
-    ".html": {},
-}
 
 
 def plot_spectrum(
@@ -59,35 +50,18 @@ def plot_spectrum(
         InputError: an ending, an axis or a result that this function does not know.
     """
     if path is not None:
-        require_ending(path)
-    ending = "" if path is None else Path(path).suffix.lower()
+        require_ending(path, page=True)
     picture = collect(result, axis)
-    with publication(width):
-        figure = _draw(picture, title)
-        figure.draw_without_rendering()  # settles the layout while the settings hold
-        if path is not None and ending != ".html":
-            with atomic(path) as temporary:
-                figure.savefig(temporary, format=ending[1:], metadata=UNDATED[ending])
-    if path is not None and ending == ".html":
+
+    def page() -> str:
         from landscape.plots.spectrum_page import spectrum_html
 
-        page = spectrum_html(result, axis=axis, title=title)
-        with atomic(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+        return spectrum_html(result, axis=axis, title=title)
+
+    with publication(width):
+        figure = _draw(picture, title)
+        write_figure(figure, path, page)
     return figure
-
-
-def require_ending(path: str | Path) -> None:
-    """Refuse a figure of a kind that cannot be drawn.
-
-    Raises:
-        InputError: the ending is not among those of `UNDATED`.
-    """
-    if Path(path).suffix.lower() not in UNDATED:
-        known = ", ".join(UNDATED)
-        raise InputError(
-            f"cannot draw a spectrum to {str(path)!r}: its ending must be one of {known}"
-        )
 
 
 def _draw(picture: Picture, title: str | None) -> "Figure":
