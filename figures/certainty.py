@@ -37,7 +37,7 @@ def medians(found: dict[str, Any]) -> str:
     versions = {k: v for k, v in found["versions"].items() if k != "scipy"}
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
-        f"(Medians of {found['rounds']} interleaved runs in one process, PyHessian once; {found['machine']}; "
+        f"(Medians of {found['rounds']} interleaved runs in one process, PyHessian once in another; {found['machine']}; "
         f"{listed}; {found['date'][:10]}.)"
     )
 
