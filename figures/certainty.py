@@ -80,7 +80,7 @@ def kills(report: dict[str, Any]) -> str:
         f"A `landscape spectrum` of {report['undisturbed_seconds']:.0f} s was killed by `kill -9` at {len(moments)} "
         f"random moments, {later} of them with a state on disk, and the same command given again: it came to its end "
         f"{ends} times, always with the numbers of an undisturbed run, {same}. "
-        f"({report['machine']}; torch {report['torch']}; {report['date'][:10]}.)"
+        f"({report['machine'].replace(' 1 threads', ' one thread')}; torch {report['torch']}; {report['date'][:10]}.)"
     )
 
 
