@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from landscape import batches, culprits, expected_inputs
 from landscape.errors import InputError, LandscapeError
 from landscape.handling import unwrapped
+from landscape.slots import slots
 from landscape.substitutes import SUBSTITUTES, Functions, Notice
 from landscape.undisturbed import differentiable, preserved_randomness, undisturbed
 
@@ -277,41 +278,6 @@ class Evaluation:
             f"the model fails on the first batch that shows it ({shapes}): {name} received "
             f"{expected_inputs.received(at.args, at.kwargs)} and stopped with {reason}"
         )
-
-
-class Slots(NamedTuple):
-    """Where a problem's tensors stand: distinct ones, the selected parameters first, and their places."""
-
-    originals: list[Tensor]
-    places: list[tuple[dict[str, Any], str, int]]
-    buffers: list[tuple[nn.Module, str, int]]  # renewed for every batch
-
-
-def slots(problem: "Problem") -> Slots:
-    """Every tensor of a problem's modules: parameters, plain attributes and buffers."""
-    found = Slots([], [], [])
-    known: dict[int, int] = {}
-
-    def position(tensor: Tensor) -> int:
-        if id(tensor) not in known:
-            known[id(tensor)] = len(found.originals)
-            found.originals.append(tensor)
-        return known[id(tensor)]
-
-    for parameter in problem.selected():
-        position(parameter)
-    for module in problem.modules:
-        for name, value in module._parameters.items():
-            if value is not None:
-                found.places.append((module._parameters, name, position(value)))  # type: ignore[arg-type]
-        # Constants in plain attributes; those with a graph lead to parameters, which is refused.
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor) and not value.requires_grad:
-                found.places.append((module.__dict__, name, position(value)))
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                found.buffers.append((module, name, position(buffer)))
-    return found
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import InputError
-from landscape.evaluation import Evaluation, slots
+from landscape.evaluation import Evaluation
 from landscape.memory import available_bytes, is_out_of_memory
 from landscape.operators.products.capture import Captured
 from landscape.operators.products.plan import Memory, Plan, Settings
@@ -18,6 +18,7 @@ from landscape.operators.products.preparation import Form, Preparation, Prepared
 from landscape.operators.products.recipes import Recipe
 from landscape.operators.products.tracing import NotTraceable
 from landscape.problem import Problem
+from landscape.slots import slots
 from landscape.undisturbed import float32_arithmetic
 
 # Tracing takes a second or so, which few products, or those of a tiny problem, would not give back.
