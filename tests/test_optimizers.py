@@ -851,3 +851,10 @@ def test_a_run_goes_on_on_a_gpu(kind: type) -> None:
     loss.backward()
     moved.step()
     assert torch.isfinite(flat(there.parameters())).all()
+
+
+def test_a_state_of_another_class_is_refused_though_its_entries_are_the_same() -> None:
+    weight = [torch.nn.Parameter(torch.ones(2))]
+    state = ls.training.SophiaH(weight).state_dict()
+    with pytest.raises(InputError, match="the state is not that of SophiaG"):
+        ls.training.SophiaG(weight).load_state_dict(state)

@@ -33,6 +33,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Parameters, defaults: Group, shared: dict[str, Any]) -> None:
         super().__init__(cast(Any, params), defaults)
+        shared["class"] = type(self).__name__
         cast(dict[Any, Any], self.state)[SHARED] = shared
 
     @property
@@ -60,7 +61,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             InputError: the state is that of another optimiser.
         """
         saved = state_dict["state"]
-        if SHARED not in saved or set(saved[SHARED]) != set(self.shared):
+        if saved.get(SHARED, {}).get("class") != self.shared["class"]:
             raise InputError(
                 f"the state is not that of {type(self).__name__}: load it into an optimiser of the "
                 "class that saved it"

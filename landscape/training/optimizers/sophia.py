@@ -19,7 +19,77 @@ from landscape.training.optimizers.estimates import (
 )
 
 
-class SophiaH(DiagonalOptimizer):
+class _Sophia(DiagonalOptimizer):
+    """What the two have in common: all but how the diagonal is estimated."""
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float | Tensor = 1e-4,
+        *,
+        betas: tuple[float, float] = (0.965, 0.99),
+        rho: float = 0.04,
+        eps: float = 1e-12,
+        weight_decay: float = 0.1,
+        every: int = 10,
+        seed: int = 0,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "rho": rho, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(
+            params, defaults, shared_state(seed, every) | {"unclipped": {}, "moved": 0}
+        )
+
+    def _estimate(self, total: Tensor, count: int) -> Tensor:
+        """The estimate of the diagonal, from what was collected for a parameter and its number."""
+        raise NotImplementedError
+
+    @property
+    def win_rate(self) -> float:
+        """The share of coordinates that the last step did not clip; NaN before the first.
+
+        The authors advise a ρ with which it lies between 0.1 and 0.5.
+        """
+        total = sum(int(count) for count in self.shared["unclipped"].values())
+        return total / self.shared["moved"] if self.shared["moved"] else math.nan
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Take one step with the gradients in `.grad` and the estimates found since the last.
+
+        Args:
+            closure: Computes loss, estimate and gradients anew and returns the loss. Default: None.
+
+        Returns:
+            What the closure returned.
+        """
+        loss = evaluated(closure)
+        moving = self._moving()
+        if not moving:
+            return loss
+        collected, count = self._estimates()
+        shared = self.shared
+        shared["steps"] += 1
+        shared["unclipped"], shared["moved"] = {}, 0
+        for group, parameter, gradient in moving:
+            state = self.state[parameter]
+            if not state:
+                state["mean"], state["hessian"] = (torch.zeros_like(gradient) for _ in range(2))
+            (first, second), lr = group["betas"], group["lr"]
+            mean = state["mean"].lerp_(gradient, 1 - first)
+            if parameter in collected:
+                found = self._estimate(collected[parameter], count)
+                state["hessian"].lerp_(found, 1 - second)
+            move = mean / (group["rho"] * state["hessian"]).clamp_(min=group["eps"])
+            parameter.mul_(1 - lr * group["weight_decay"])
+            parameter.sub_((lr * move.clamp(-1, 1)).to(parameter.dtype))
+            unclipped = (move.abs() < 1).sum()
+            device = str(unclipped.device)
+            shared["unclipped"][device] = shared["unclipped"].get(device, 0) + unclipped
+            shared["moved"] += move.numel()
+        return loss
+
+
+class SophiaH(_Sophia):
     """Sophia with Hutchinson's estimate of the Hessian's diagonal.
 
     m ← β₁m + (1 − β₁)g at every step; at every k-th, with z standard normal, h ← β₂h + (1 − β₂) z⊙Hz,
@@ -57,21 +127,6 @@ class SophiaH(DiagonalOptimizer):
         True
     """
 
-    def __init__(
-        self,
-        params: Parameters,
-        lr: float | Tensor = 1e-4,
-        *,
-        betas: tuple[float, float] = (0.965, 0.99),
-        rho: float = 0.04,
-        eps: float = 1e-12,
-        weight_decay: float = 0.1,
-        every: int = 10,
-        seed: int = 0,
-    ) -> None:
-        defaults = {"lr": lr, "betas": betas, "rho": rho, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults, shared_state(seed, every) | _unclipped())
-
     def update_hessian(self, loss: Tensor) -> None:
         """Find z⊙Hz of a loss for the coming step, if it is due; `.grad` stays as it is.
 
@@ -84,30 +139,11 @@ class SophiaH(DiagonalOptimizer):
         if self.hessian_due:
             collect_products(self, loss, gaussian)
 
-    @property
-    def win_rate(self) -> float:
-        """The share of coordinates that the last step did not clip; NaN before the first.
-
-        The authors advise a ρ with which it lies between 0.1 and 0.5.
-        """
-        return _win_rate(self)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Take one step with the gradients in `.grad` and the estimates found since the last.
-
-        Args:
-            closure: Computes loss, estimate and gradients anew and returns the loss. Default: None.
-
-        Returns:
-            What the closure returned.
-        """
-        loss = evaluated(closure)
-        _clipped_step(self, lambda products, _: products)
-        return loss
+    def _estimate(self, total: Tensor, count: int) -> Tensor:
+        return total
 
 
-class SophiaG(DiagonalOptimizer):
+class SophiaG(_Sophia):
     """Sophia with the Gauss–Newton–Bartlett estimate, for losses that are the cross entropy of logits.
 
     As `SophiaH`, but with h ← β₂h + (1 − β₂) B ĝ⊙ĝ, ĝ the gradient of the mean cross entropy of the
@@ -142,21 +178,6 @@ class SophiaG(DiagonalOptimizer):
         >>> optimizer.step()
     """
 
-    def __init__(
-        self,
-        params: Parameters,
-        lr: float | Tensor = 1e-4,
-        *,
-        betas: tuple[float, float] = (0.965, 0.99),
-        rho: float = 0.04,
-        eps: float = 1e-12,
-        weight_decay: float = 0.1,
-        every: int = 10,
-        seed: int = 0,
-    ) -> None:
-        defaults = {"lr": lr, "betas": betas, "rho": rho, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults, shared_state(seed, every) | _unclipped())
-
     def update_hessian(self, logits: Tensor) -> None:
         """Draw labels for the coming step, if it is due, and find their gradients; `.grad` stays as it is.
 
@@ -184,28 +205,8 @@ class SophiaG(DiagonalOptimizer):
         collect(self, ((p, g.to(working_dtype(p))) for p, g in pairs))
         self.shared["collected"] += len(rows)
 
-    @property
-    def win_rate(self) -> float:
-        """The share of coordinates that the last step did not clip; NaN before the first.
-
-        The authors advise a ρ with which it lies between 0.1 and 0.5.
-        """
-        return _win_rate(self)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Take one step with the gradients in `.grad` and the estimates found since the last.
-
-        Args:
-            closure: Computes loss, estimate and gradients anew and returns the loss. Default: None.
-
-        Returns:
-            What the closure returned.
-        """
-        loss = evaluated(closure)
-        # B ĝ² with ĝ = (sum of gradients)/B
-        _clipped_step(self, lambda total, count: total.square() / count)
-        return loss
+    def _estimate(self, total: Tensor, count: int) -> Tensor:
+        return total.square() / count  # B ĝ² with ĝ = (sum of gradients)/B
 
 
 def sampled_labels(logits: Tensor, source: torch.Generator) -> Tensor:
@@ -213,38 +214,3 @@ def sampled_labels(logits: Tensor, source: torch.Generator) -> Tensor:
     # The largest of pᵢ/Eᵢ, E exponential, is i with probability pᵢ.
     times = torch.empty_like(logits).exponential_(generator=source)
     return (logits - times.log()).argmax(1)
-
-
-def _clipped_step(optimizer: DiagonalOptimizer, estimate: Callable[[Tensor, int], Tensor]) -> None:
-    moving = optimizer._moving()
-    if not moving:
-        return
-    collected, count = optimizer._estimates()
-    shared = optimizer.shared
-    shared["steps"] += 1
-    shared["unclipped"], shared["moved"] = {}, 0
-    for group, parameter, gradient in moving:
-        state = optimizer.state[parameter]
-        if not state:
-            state["mean"], state["hessian"] = (torch.zeros_like(gradient) for _ in range(2))
-        (first, second), lr = group["betas"], group["lr"]
-        mean = state["mean"].lerp_(gradient, 1 - first)
-        if parameter in collected:
-            state["hessian"].lerp_(estimate(collected[parameter], count), 1 - second)
-        move = mean / (group["rho"] * state["hessian"]).clamp_(min=group["eps"])
-        parameter.mul_(1 - lr * group["weight_decay"])
-        parameter.sub_((lr * move.clamp(-1, 1)).to(parameter.dtype))
-        unclipped = (move.abs() < 1).sum()
-        device = str(unclipped.device)
-        shared["unclipped"][device] = shared["unclipped"].get(device, 0) + unclipped
-        shared["moved"] += move.numel()
-
-
-def _unclipped() -> dict[str, Any]:
-    return {"unclipped": {}, "moved": 0}
-
-
-def _win_rate(optimizer: DiagonalOptimizer) -> float:
-    shared = optimizer.shared
-    total = sum(int(count) for count in shared["unclipped"].values())
-    return total / shared["moved"] if shared["moved"] else math.nan
