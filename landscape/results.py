@@ -6,16 +6,15 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from landscape.errors import InputError
 from landscape.memory import peak_bytes
 
 if TYPE_CHECKING:
@@ -91,11 +90,6 @@ class Measured:
 
     value: float
     standard_error: float
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, float | None]) -> "Measured":
-        """What was saved; None stands for NaN."""
-        return cls(**{name: math.nan if v is None else v for name, v in saved.items()})
 
 
 @dataclass(frozen=True)
@@ -186,27 +180,6 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, Cost):
         return jsonable(asdict(value))
     return value
-
-
-T = TypeVar("T")
-
-
-def write_result(result: dict[str, Any], path: str | Path) -> None:
-    """Write a result as JSON; the file appears whole or not at all."""
-    with atomic(path) as temporary:
-        temporary.write_text(to_json(result))
-
-
-def read_result(path: str | Path, build: Callable[[dict[str, Any]], T], what: str) -> T:
-    """Read what `write_result` wrote.
-
-    Raises:
-        InputError: it cannot be read, or is no such result.
-    """
-    try:
-        return build(json.loads(Path(path).read_text()))
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"cannot read {what} from {str(path)!r}: {error}") from error
 
 
 def to_json(result: dict[str, Any]) -> str:

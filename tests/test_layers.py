@@ -335,23 +335,6 @@ def test_saved_result_comes_back(
     assert math.isnan(back.blocks[0].trace.standard_error) == (probes == 1 and limit == 25)
 
 
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ('{"schema": "landscape/spectrum/1"}', "not a result of kind 'landscape/layers/1'"),
-        ('{"schema": "landscape/layers/1"}', "incomplete"),
-        ("[1]", "cannot read layers"),
-        ("nonsense", "cannot read layers"),
-    ],
-)
-def test_foreign_files_are_refused(tmp_path: Path, text: str, sentence: str) -> None:
-    path = tmp_path / "x.json"
-    path.write_text(text)
-    with pytest.raises(ls.InputError) as refused:
-        ls.Layers.load(path)
-    assert sentence in str(refused.value)
-
-
 # --- the command ---------------------------------------------------------------------------------
 
 QUICK = ("--per-layer", "--probes", "2", "--steps", "5", "--top", "1")

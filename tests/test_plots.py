@@ -329,7 +329,7 @@ def test_unknown_ending_axis_or_result_is_refused_in_a_sentence(tmp_path: Path) 
     )
     with pytest.raises(InputError, match="^cannot draw a spectrum on axis 'log': choose 'linear'"):
         plot_spectrum(NET, axis="log")  # type: ignore[arg-type]  # the point of the test
-    with pytest.raises(InputError, match="schema 'landscape/trace/1': expected"):
+    with pytest.raises(InputError, match="this is 'landscape/trace/1', not a result of kind"):
         plot_spectrum({"schema": "landscape/trace/1"}, tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,7 +1,6 @@
 """The error that comes from the choice of samples: right about populations that are known."""
 
 import math
-from dataclasses import asdict
 from functools import cache, partial
 
 import numpy as np
@@ -14,9 +13,7 @@ from torch import Tensor, nn
 import landscape as ls
 from landscape.analyses.growth import _enough, spectrum_on_enough_data
 from landscape.analyses.sample_groups import nested, random_groups
-from landscape.analyses.sampling import Sampling
 from landscape.loading.subset import take
-from landscape.results import Measured, jsonable
 
 POPULATION = 2000
 
@@ -473,17 +470,6 @@ def test_spectrum_holds_the_sampling_error_and_files_keep_it(tmp_path) -> None: 
     assert ls.Spectrum.from_dict(saved).sampling is None
     assert ls.spectrum(about, steps=10, top=2, probes=3, groups=0).sampling is None
     assert ls.spectrum(ls.as_operator(torch.eye(5))).sampling is None
-
-
-def test_unknown_errors_survive_a_file() -> None:
-    nan = float("nan")
-    cost = ls.trace(ls.as_operator(torch.eye(3))).cost
-    odd = Sampling(
-        9, None, 1, False, nan, [Measured(1, nan)], nan, *[Measured(2, nan)] * 3, nan, cost
-    )
-    back = Sampling.from_dict(jsonable(asdict(odd)))
-    assert math.isnan(back.quantile) and math.isnan(back.trace.standard_error)
-    assert back.population is None and back.tolerance is None and back.samples == 9
 
 
 def test_one_seed_means_one_answer_and_nothing_leaks() -> None:

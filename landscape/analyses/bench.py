@@ -4,7 +4,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Unpack
 
 import torch
@@ -19,6 +19,7 @@ from landscape.operators.hessian import Hessian
 from landscape.operators.products.plan import Execution, settings_of
 from landscape.problem import Problem
 from landscape.results import Cost, provenance
+from landscape.saved import Result
 
 SCHEMA = "landscape/bench/1"
 MATRICES = ("hessian", "gauss-newton", "fisher", "empirical-fisher")
@@ -62,7 +63,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(Result, schema=SCHEMA):
     """What products cost on a problem, by every engine.
 
     `rows` are all pairs of a matrix and an engine, `forecasts` the costs of the commands, none if these
@@ -81,10 +82,6 @@ class Bench:
         """The row with the smallest median; None if no engine can multiply by this matrix."""
         found = [row for row in self.rows if row.matrix == matrix and row.gradients is not None]
         return min(found, key=_median, default=None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as `landscape/bench/1`."""
-        return {"schema": SCHEMA, **asdict(self)}
 
 
 def bench(

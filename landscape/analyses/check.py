@@ -3,7 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Unpack
 
 import torch
@@ -27,6 +27,7 @@ from landscape.operators.hessian import Hessian
 from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
 from landscape.results import Cost, Meter, provenance
+from landscape.saved import Result
 
 SCHEMA = "landscape/check/1"
 Phase = Literal["eigenvalues", "PyHessian"]
@@ -51,7 +52,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Result, schema=SCHEMA):
     """What was found about a problem before anything long is run.
 
     Attributes:
@@ -89,10 +90,6 @@ class Check:
     failures: list[str]
     cost: Cost
     provenance: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as `landscape/check/1`."""
-        return {"schema": SCHEMA, **asdict(self)}
 
 
 def check(

@@ -1,7 +1,7 @@
 """Which are the extreme eigenvalues of this loss's curvature, and along which directions?"""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -19,8 +19,8 @@ from landscape.estimators.lanczos import Eigenpairs, Which, eigenpairs, remeasur
 from landscape.operators.base import Operator
 from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
-from landscape.results import EIGEN_SCHEMA as SCHEMA
-from landscape.results import Cost, atomic, provenance, read_result, write_result
+from landscape.results import EIGEN_SCHEMA, Cost, atomic, provenance
+from landscape.saved import NOT_SAVED, Result
 
 Phase = Literal["eigenvalues"]
 
@@ -36,7 +36,7 @@ class Eigenpair:
 
 
 @dataclass(frozen=True, eq=False)
-class Eigen:
+class Eigen(Result, schema=EIGEN_SCHEMA):
     """Extreme eigenvalues of a curvature matrix, with the error, cost and provenance of each.
 
     `complete`, `missing`: whether a search in the rest of the space found nothing better, and how probable
@@ -56,41 +56,7 @@ class Eigen:
     cost: Cost
     provenance: dict[str, Any]
     sampling: Sampling | None = None
-    eigenvectors: Tensor | None = field(default=None, repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as `landscape/eigen/1`."""
-        plain = asdict(replace(self, eigenvectors=None))
-        del plain["eigenvectors"]
-        return {"schema": SCHEMA, **plain}
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> "Eigen":
-        """The inverse of `to_dict`.
-
-        Raises:
-            InputError: another schema, or parts are missing.
-        """
-        if saved.get("schema") != SCHEMA:
-            raise InputError(f"this is {saved.get('schema')!r}, not a result of kind {SCHEMA!r}")
-        parts = {key: value for key, value in saved.items() if key != "schema"}
-        try:
-            parts["eigenvalues"] = [Eigenpair(**pair) for pair in parts["eigenvalues"]]
-            parts["cost"] = Cost(**parts["cost"])
-            if parts["sampling"] is not None:
-                parts["sampling"] = Sampling.from_dict(parts["sampling"])
-            return cls(**parts)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"the saved eigenvalues are incomplete: {error}") from error
-
-    def save(self, path: str | Path) -> None:
-        """Write the result as JSON; the file appears whole or not at all."""
-        write_result(self.to_dict(), path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Eigen":
-        """Read what `save` wrote."""
-        return read_result(path, cls.from_dict, "eigenvalues")
+    eigenvectors: Tensor | None = field(default=None, repr=False, metadata=NOT_SAVED)
 
     def save_vectors(self, path: str | Path) -> None:
         """Write values (k,) and vectors (P, k) as tensors, for `read_vectors` or `torch.load`."""

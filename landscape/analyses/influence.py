@@ -1,8 +1,8 @@
 """Which training samples raise or lower the loss on a query?"""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -21,8 +21,8 @@ from landscape.operators.inverse_fisher import InverseFisher
 from landscape.operators.products.plan import Execution
 from landscape.operators.sample_losses import derivatives_along, losses_and_gradients
 from landscape.problem import Problem
-from landscape.results import INFLUENCE_SCHEMA as SCHEMA
-from landscape.results import Cost, Meter, provenance, read_result, write_result
+from landscape.results import INFLUENCE_SCHEMA, Cost, Meter, provenance
+from landscape.saved import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,7 +63,7 @@ class Query:
 
 
 @dataclass(frozen=True, eq=False)
-class Influence:
+class Influence(Result, schema=INFLUENCE_SCHEMA):
     """What leaving out each training sample would do to the loss of each query.
 
     `targets` are the classes of the training samples, None where targets are no classes;
@@ -84,39 +84,6 @@ class Influence:
     failures: list[str]
     cost: Cost
     provenance: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as `landscape/influence/1`."""
-        return {"schema": SCHEMA, **asdict(self)}
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> "Influence":
-        """The inverse of `to_dict`.
-
-        Raises:
-            InputError: another schema, or parts are missing.
-        """
-        if saved.get("schema") != SCHEMA:
-            raise InputError(f"this is {saved.get('schema')!r}, not a result of kind {SCHEMA!r}")
-        parts = {key: value for key, value in saved.items() if key != "schema"}
-        try:
-            parts["queries"] = [
-                Query(**{**query, "effects": np.array(query["effects"], float)})
-                for query in parts["queries"]
-            ]
-            parts["cost"] = Cost(**parts["cost"])
-            return cls(**parts)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"the saved influence is incomplete: {error}") from error
-
-    def save(self, path: str | Path) -> None:
-        """Write the result as JSON; the file appears whole or not at all."""
-        write_result(self.to_dict(), path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Influence":
-        """Read what `save` wrote."""
-        return read_result(path, cls.from_dict, "influence")
 
     def plot(self, path: str | Path | None = None, **options: Any) -> "Figure":
         """Draw the most helpful and harmful samples; see `landscape.plots.influence.plot_influence`."""

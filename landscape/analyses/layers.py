@@ -1,7 +1,7 @@
 """What does the curvature of each part of a model look like, and how do the parts couple?"""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
@@ -32,8 +32,8 @@ from landscape.estimators.smoothing import SmoothDensity, smooth
 from landscape.operators.curvature import CurvatureOperator
 from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
-from landscape.results import LAYERS_SCHEMA as SCHEMA
-from landscape.results import Cost, Measured, Meter, Progress, provenance, read_result, write_result
+from landscape.results import LAYERS_SCHEMA, Cost, Measured, Meter, Progress, provenance
+from landscape.saved import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,7 +68,7 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
-class Layers:
+class Layers(Result, schema=LAYERS_SCHEMA):
     """The spectra of the diagonal blocks of a curvature matrix, and the norms of all its blocks.
 
     `norms` (B, B) are ‖A_bc‖_F, with standard errors `norm_errors` by the delta method; `trace` is the
@@ -88,96 +88,11 @@ class Layers:
     cost: Cost
     provenance: dict[str, Any]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The result as `landscape/layers/1`."""
-        return {
-            "schema": SCHEMA,
-            "operator": self.operator,
-            "by": self.by,
-            "parameters": self.parameters,
-            "loss": self.loss,
-            "gradient_norm": self.gradient_norm,
-            "trace": asdict(self.trace),
-            "blocks": [
-                {
-                    "name": block.name,
-                    "kinds": block.kinds,
-                    "tensors": block.tensors,
-                    "parameters": block.parameters,
-                    "exact": block.exact,
-                    "trace": asdict(block.trace),
-                    "trace_probes": block.trace_probes,
-                    "eigenvalues": [asdict(pair) for pair in block.eigenvalues],
-                    "smallest_eigenvalue": asdict(block.smallest_eigenvalue),
-                    "density": {**block.density._asdict(), "axis": "linear"},
-                    "ritz": [measure._asdict() for measure in block.ritz],
-                }
-                for block in self.blocks
-            ],
-            "norms": self.norms,
-            "norm_errors": self.norm_errors,
-            "failures": self.failures,
-            "cost": asdict(self.cost),
-            "provenance": self.provenance,
-        }
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> "Layers":
-        """The inverse of `to_dict`.
-
-        Raises:
-            InputError: another schema, or parts are missing.
-        """
-        if saved.get("schema") != SCHEMA:
-            raise InputError(f"this is {saved.get('schema')!r}, not a result of kind {SCHEMA!r}")
-        try:
-            return cls(
-                operator=saved["operator"],
-                by=saved["by"],
-                parameters=saved["parameters"],
-                loss=saved["loss"],
-                gradient_norm=saved["gradient_norm"],
-                trace=Measured.from_dict(saved["trace"]),
-                blocks=[_layer(block) for block in saved["blocks"]],
-                norms=np.array(saved["norms"], float),
-                norm_errors=np.array(saved["norm_errors"], float),
-                failures=list(saved["failures"]),
-                cost=Cost(**saved["cost"]),
-                provenance=dict(saved["provenance"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise InputError(f"the saved result is incomplete: {error}") from error
-
-    def save(self, path: str | Path) -> None:
-        """Write the result as JSON; the file appears whole or not at all."""
-        write_result(self.to_dict(), path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Layers":
-        """Read what `save` wrote."""
-        return read_result(path, cls.from_dict, "layers")
-
     def plot(self, path: str | Path | None = None, **options: Any) -> "Figure":
         """Draw densities and norms; see `landscape.plots.layers.plot_layers`."""
         from landscape.plots.layers import plot_layers
 
         return plot_layers(self.to_dict(), path, **options)
-
-
-def _layer(saved: Mapping[str, Any]) -> Layer:
-    density = {name: value for name, value in saved["density"].items() if name != "axis"}
-    for name in ("grid", "values", "standard_error"):
-        density[name] = np.array(density[name], float)
-    return Layer(
-        **{
-            **saved,
-            "trace": Measured.from_dict(saved["trace"]),
-            "eigenvalues": [Eigenvalue(**pair) for pair in saved["eigenvalues"]],
-            "smallest_eigenvalue": Eigenvalue(**saved["smallest_eigenvalue"]),
-            "density": SmoothDensity(**density),
-            "ritz": [Measure(**{k: np.array(v) for k, v in m.items()}) for m in saved["ritz"]],
-        }
-    )
 
 
 def layers(

@@ -22,8 +22,8 @@ from landscape.memory import peak_bytes
 from landscape.operators.inverse_fisher import DEFAULT_COUNT
 from landscape.operators.sample_gradients import Per
 from landscape.problem import Problem
-from landscape.results import PRUNING_SCHEMA as SCHEMA
-from landscape.results import Cost, atomic, provenance, read_result, write_result
+from landscape.results import PRUNING_SCHEMA, Cost, atomic, provenance
+from landscape.saved import NOT_SAVED, Result
 from landscape.undisturbed import preserved_randomness
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class LayerSparsity:
 
 
 @dataclass(frozen=True, eq=False)
-class Pruning:
+class Pruning(Result, schema=PRUNING_SCHEMA):
     """A pruned model: what went, what that was predicted to cost, and what it cost.
 
     `sparsity` is the share of the `prunable` weights that is zero. `steps` begins with the model as it was;
@@ -73,8 +73,8 @@ class Pruning:
     failures: list[str]
     cost: Cost
     provenance: dict[str, Any]
-    masks: dict[str, Tensor] | None = field(default=None, repr=False)
-    state: dict[str, Tensor] | None = field(default=None, repr=False)
+    masks: dict[str, Tensor] | None = field(default=None, repr=False, metadata=NOT_SAVED)
+    state: dict[str, Tensor] | None = field(default=None, repr=False, metadata=NOT_SAVED)
 
     @property
     def sparsity(self) -> float:
@@ -112,41 +112,8 @@ class Pruning:
         return tensors
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as `landscape/pruning/1`."""
-        plain = asdict(replace(self, masks=None, state=None))
-        del plain["masks"], plain["state"]
-        return {"schema": SCHEMA, "sparsity": self.sparsity, **plain}
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> "Pruning":
-        """The inverse of `to_dict`, without the tensors.
-
-        Raises:
-            InputError: another schema, or parts are missing.
-        """
-        if saved.get("schema") != SCHEMA:
-            raise InputError(f"this is {saved.get('schema')!r}, not a result of kind {SCHEMA!r}")
-        parts = {key: value for key, value in saved.items() if key not in ("schema", "sparsity")}
-        try:
-            for name in ("before", "after", "held_out_before", "held_out_after"):
-                parts[name] = _quality(parts[name])
-            for name in ("steps", "magnitude_steps"):
-                parts[name] = [Step(**s | {"quality": _quality(s["quality"])}) for s in parts[name]]
-            parts["layers"] = [LayerSparsity(**layer) for layer in parts["layers"]]
-            parts["pattern"] = None if parts["pattern"] is None else tuple(parts["pattern"])
-            parts["cost"] = Cost(**parts["cost"])
-            return cls(**parts)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"the saved pruning is incomplete: {error}") from error
-
-    def save(self, path: str | Path) -> None:
-        """Write the numbers as JSON; the file appears whole or not at all."""
-        write_result(self.to_dict(), path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Pruning":
-        """Read what `save` wrote."""
-        return read_result(path, cls.from_dict, "a pruning")
+        """All that is saved, with the schema and the sparsity that was reached."""
+        return super().to_dict() | {"sparsity": self.sparsity}
 
     def plot(self, path: str | Path | None = None, **options: Any) -> "Figure":
         """Draw accuracy, or loss, over sparsity; see `landscape.plots.pruning.plot_pruning`."""
@@ -329,12 +296,6 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of a state dict, each with memory of its own."""
     tensors = model.state_dict().items()
     return {k: v.detach().cpu().clone() for k, v in tensors if isinstance(v, Tensor)}
-
-
-def _quality(saved: Mapping[str, Any] | None) -> Quality | None:
-    if saved is None:
-        return None
-    return Quality(math.nan if saved["loss"] is None else saved["loss"], saved["accuracy"])
 
 
 def _write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:

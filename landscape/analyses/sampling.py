@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -61,22 +60,6 @@ class Sampling:
         if self.population is None:
             return 1.0
         return math.sqrt(max(0.0, 1 - self.samples / self.population))
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> "Sampling":
-        """The inverse of `dataclasses.asdict`; None stands for NaN."""
-
-        def read(name: str, value: Any) -> Any:
-            if name == "eigenvalues":
-                return [Measured.from_dict(one) for one in value]
-            if name in ("trace", "loss", "gradient_norm"):
-                return Measured.from_dict(value)
-            if name == "cost":
-                return Cost(**value)
-            unknown = value is None and name in ("quantile", "top_bias", "gradient_noise")
-            return _NAN if unknown else value
-
-        return cls(**{f.name: read(f.name, saved[f.name]) for f in fields(cls)})
 
 
 def sampling_error(

@@ -1,7 +1,7 @@
 """What does the curvature of this loss look like: density, leading eigenvalues, trace."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
@@ -29,8 +29,8 @@ from landscape.estimators.smoothing import SmoothDensity
 from landscape.operators.base import Operator
 from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
-from landscape.results import SPECTRUM_SCHEMA as SCHEMA
-from landscape.results import Cost, Measured, provenance, read_result, write_result
+from landscape.results import SPECTRUM_SCHEMA, Cost, Measured, provenance
+from landscape.saved import NOT_SAVED, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +56,7 @@ class Bounds:
 
 
 @dataclass(frozen=True, eq=False)
-class Spectrum:
+class Spectrum(Result, schema=SPECTRUM_SCHEMA):
     """The spectrum of a curvature matrix, with the error, cost and provenance of every part.
 
     `eigenvalues` are the largest, largest first, and `smallest_eigenvalue` the other end.
@@ -88,80 +88,7 @@ class Spectrum:
     functionals: Functionals | None = None
     criteria: Criteria | None = None
     sampling: Sampling | None = None
-    eigenvectors: Tensor | None = field(default=None, repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as `landscape/spectrum/1`."""
-        return {
-            "schema": SCHEMA,
-            "parameters": self.parameters,
-            "operator": self.operator,
-            "loss": self.loss,
-            "gradient_norm": self.gradient_norm,
-            "eigenvalues": [asdict(pair) for pair in self.eigenvalues],
-            "smallest_eigenvalue": asdict(self.smallest_eigenvalue),
-            "trace": asdict(self.trace),
-            "negative_mass": asdict(self.negative_mass),
-            "negative_energy": asdict(self.negative_energy),
-            "zero": self.zero,
-            "density": {**self.density._asdict(), "axis": "linear"},
-            "ritz": [measure._asdict() for measure in self.ritz],
-            "functionals": None if self.functionals is None else asdict(self.functionals),
-            "criteria": None if self.criteria is None else asdict(self.criteria),
-            "sampling": None if self.sampling is None else asdict(self.sampling),
-            "failures": self.failures,
-            "cost": asdict(self.cost),
-            "provenance": self.provenance,
-        }
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> "Spectrum":
-        """The inverse of `to_dict`.
-
-        Raises:
-            InputError: another schema, or parts are missing.
-        """
-        if saved.get("schema") != SCHEMA:
-            raise InputError(f"this is {saved.get('schema')!r}, not a result of kind {SCHEMA!r}")
-
-        try:
-            density = dict(saved["density"])
-            del density["axis"]
-            arrays = {
-                name: np.array([_number(v) for v in density[name]])
-                for name in ("grid", "values", "standard_error")
-            }
-            return cls(
-                operator=saved["operator"],
-                parameters=saved["parameters"],
-                loss=saved["loss"],
-                gradient_norm=saved["gradient_norm"],
-                eigenvalues=[Eigenvalue(**pair) for pair in saved["eigenvalues"]],
-                smallest_eigenvalue=Eigenvalue(**saved["smallest_eigenvalue"]),
-                trace=Measured.from_dict(saved["trace"]),
-                negative_mass=Bounds(**{k: _number(v) for k, v in saved["negative_mass"].items()}),
-                negative_energy=Measured.from_dict(saved["negative_energy"]),
-                zero=saved["zero"],
-                density=SmoothDensity(**{**density, **arrays}),
-                ritz=[Measure(**{k: np.array(v) for k, v in m.items()}) for m in saved["ritz"]],
-                functionals=_functionals(saved.get("functionals")),
-                criteria=_criteria(saved.get("criteria")),
-                sampling=None if not (s := saved.get("sampling")) else Sampling.from_dict(s),
-                failures=list(saved["failures"]),
-                cost=Cost(**saved["cost"]),
-                provenance=dict(saved["provenance"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise InputError(f"the saved spectrum is incomplete: {error}") from error
-
-    def save(self, path: str | Path) -> None:
-        """Write the result as JSON; the file appears whole or not at all."""
-        write_result(self.to_dict(), path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Spectrum":
-        """Read what `save` wrote."""
-        return read_result(path, cls.from_dict, "a spectrum")
+    eigenvectors: Tensor | None = field(default=None, repr=False, metadata=NOT_SAVED)
 
     def plot(self, path: str | Path | None = None, **options: Any) -> "Figure":
         """Draw the density; see `landscape.plots.spectrum.plot_spectrum`."""
@@ -321,34 +248,10 @@ def _made_sure(
     return replace(sums, negative_mass=none, negative_energy=none)
 
 
-def _functionals(saved: Mapping[str, Any] | None) -> Functionals | None:
-    if saved is None:
-        return None
-    parts = {name: _functional(part) for name, part in saved.items() if isinstance(part, dict)}
-    return Functionals(**{**saved, **parts, "moments": [_functional(m) for m in saved["moments"]]})
-
-
-def _criteria(saved: Mapping[str, Any] | None) -> Criteria | None:
-    if saved is None:
-        return None
-    parts: dict[str, Any] = {name: _number(saved[name]) for name in ("r_e", "C_t", "K_Hn")}
-    for name in ("negative_mass", "negative_energy"):
-        parts[name] = _functional(saved[name])
-    return Criteria(**{**saved, **parts, "cost": Cost(**saved["cost"])})
-
-
-def _functional(saved: Mapping[str, float | None]) -> Functional:
-    return Functional(**{name: _number(value) for name, value in saved.items()})
-
-
 def _mean(samples: list[float]) -> Measured:
     count = len(samples)
     error = float(np.std(samples, ddof=1)) / count**0.5 if count > 1 else float("nan")
     return Measured(float(np.mean(samples)), error)
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
 
 
 def _failures(pairs: Eigenpairs, found: list[Eigenvalue], top: int, tolerance: float) -> list[str]:

@@ -1,6 +1,6 @@
 """How large is the trace of this loss's curvature?"""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,20 +9,19 @@ from typing import Any, Literal, Unpack
 from landscape.analyses.operators import operator_of, standing
 from landscape.analyses.sampling import GROUPS, Sampling, sampling_of
 from landscape.checkpoint import stages
-from landscape.errors import InputError
 from landscape.estimators.probes import generator, rademacher
 from landscape.estimators.trace import Method, trace
 from landscape.operators.base import Operator
 from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
-from landscape.results import TRACE_SCHEMA as SCHEMA
-from landscape.results import Cost, Estimate, provenance, read_result, write_result
+from landscape.results import TRACE_SCHEMA, Cost, Estimate, provenance
+from landscape.saved import Result
 
 Phase = Literal["trace"]
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class Trace(Result, schema=TRACE_SCHEMA):
     """The trace of a curvature matrix, with its errors, cost and provenance.
 
     `estimate` has the standard error and the interval over probes; `sampling` the error that comes from
@@ -43,36 +42,8 @@ class Trace:
         return self.estimate.cost
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as `landscape/trace/1`."""
-        return {"schema": SCHEMA, **asdict(self), "cost": asdict(self.cost)}
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> "Trace":
-        """The inverse of `to_dict`.
-
-        Raises:
-            InputError: another schema, or parts are missing.
-        """
-        if saved.get("schema") != SCHEMA:
-            raise InputError(f"this is {saved.get('schema')!r}, not a result of kind {SCHEMA!r}")
-        parts = {key: value for key, value in saved.items() if key not in ("schema", "cost")}
-        try:
-            number = dict(parts["estimate"])
-            parts["estimate"] = Estimate(**number | {"cost": Cost(**number["cost"])})
-            if parts["sampling"] is not None:
-                parts["sampling"] = Sampling.from_dict(parts["sampling"])
-            return cls(**parts)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"the saved trace is incomplete: {error}") from error
-
-    def save(self, path: str | Path) -> None:
-        """Write the result as JSON; the file appears whole or not at all."""
-        write_result(self.to_dict(), path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Trace":
-        """Read what `save` wrote."""
-        return read_result(path, cls.from_dict, "a trace")
+        """All that is saved, with the schema and the cost."""
+        return super().to_dict() | {"cost": asdict(self.cost)}
 
 
 def trace_of(

@@ -22,6 +22,7 @@ class SmoothDensity(NamedTuple):
     standard_error: Array
     width: float
     linear_threshold: float | None
+    axis: Axis = "linear"
 
 
 def smooth(
@@ -89,7 +90,7 @@ def smooth(
     density = np.stack([_mixture(grid, at, w, sigma(at, r)) for at, w, r in probes])
     count = len(probes)
     error = density.std(0, ddof=1) / np.sqrt(count) if count > 1 else np.full(points, np.nan)
-    return SmoothDensity(grid, density.mean(0), error, h, s)
+    return SmoothDensity(grid, density.mean(0), error, h, s, axis)
 
 
 def mass_below(measure: Sequence[ArrayLike], x: float) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from landscape.numerals import number
 from landscape.plots.style import BLUE, GREY, HAIRLINE, VERMILLION, publication
 from landscape.plots.writing import require_ending, write_figure
 from landscape.results import INFLUENCE_SCHEMA as SCHEMA
+from landscape.saved import require_schema
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,11 +47,7 @@ def plot_influence(
     """
     if path is not None:
         require_ending(path)
-    if result.get("schema") != SCHEMA:
-        raise InputError(
-            f"cannot draw a result of schema {result.get('schema')!r}: expected {SCHEMA!r}, as "
-            "`landscape influence --json FILE` writes it"
-        )
+    require_schema(result, SCHEMA, "landscape influence --json FILE")
     queries = result["queries"]
     require_room(len(queries))
     columns = min(3, len(queries))

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from landscape.errors import InputError
 from landscape.estimators.smoothing import smooth
 from landscape.numerals import count, with_error
 from landscape.plots.spectrum_picture import LABELS
 from landscape.plots.style import BLUE, GREEN, GREY, ORANGE, VERMILLION
 from landscape.results import LAYERS_SCHEMA as SCHEMA
+from landscape.saved import require_schema
 
 Array = NDArray[np.float64]
 KERNEL = 0.006  # standard deviation of the narrowest kernel, as a share of the axis
@@ -62,11 +62,7 @@ def collect(result: Mapping[str, Any]) -> LayersPicture:
     Raises:
         InputError: the result is of another schema.
     """
-    if result.get("schema") != SCHEMA:
-        raise InputError(
-            f"cannot draw a result of schema {result.get('schema')!r}: expected {SCHEMA!r}, as "
-            "`landscape spectrum --per-layer --json FILE` writes it"
-        )
+    require_schema(result, SCHEMA, "landscape spectrum --per-layer --json FILE")
     blocks = result["blocks"]
     s, low, high = _axis(blocks)
     u_low, u_high = math.asinh(low / s), math.asinh(high / s)

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape.errors import InputError
 from landscape.plots.style import BLUE, COLUMN, GREY, HAIRLINE, ORANGE, publication
 from landscape.plots.writing import require_ending, write_figure
 from landscape.results import PRUNING_SCHEMA as SCHEMA
+from landscape.saved import require_schema
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,8 +42,7 @@ def plot_pruning(
     """
     if path is not None:
         require_ending(path)
-    if result.get("schema") != SCHEMA:
-        raise InputError(f"this is {result.get('schema')!r}, not a result of kind {SCHEMA!r}")
+    require_schema(result, SCHEMA, "landscape prune --json FILE")
     from matplotlib.figure import Figure
 
     with publication(width):

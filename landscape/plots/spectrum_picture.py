@@ -12,6 +12,7 @@ from landscape.estimators.smoothing import Axis, smooth
 from landscape.numerals import count, number, with_error
 from landscape.plots.style import BLACK, VERMILLION
 from landscape.results import SPECTRUM_SCHEMA as SCHEMA
+from landscape.saved import require_schema
 
 Array = NDArray[np.float64]
 
@@ -69,12 +70,7 @@ class Picture(NamedTuple):
 
 def collect(result: Mapping[str, Any], axis: Axis) -> Picture:
     """Collect what is drawn on one axis, in arrays; null becomes NaN."""
-    if result.get("schema") != SCHEMA:
-        seen = result.get("schema")
-        raise InputError(
-            f"cannot draw a result of schema {seen!r}: expected {SCHEMA!r}, "
-            "as `landscape spectrum --json FILE` writes it"
-        )
+    require_schema(result, SCHEMA, "landscape spectrum --json FILE")
     check_axis(axis)
     parts = ("nodes", "weights", "residuals")
     measures = [[probe[part] for part in parts if part in probe] for probe in result["ritz"]]
@@ -84,7 +80,7 @@ def collect(result: Mapping[str, Any], axis: Axis) -> Picture:
         grid, mean, error = (np.array(stored[key], float) for key in keys)
         sigma, s = float(stored["width"]), None
     else:
-        grid, mean, error, sigma, s = smooth(measures, axis=axis)
+        grid, mean, error, sigma, s, _ = smooth(measures, axis=axis)
 
     # One eigenvalue has mass 1/P; its height is 1/(P σ √2π) times du/dλ, least at the outer end.
     outer = float(np.abs(grid).max())
