@@ -58,13 +58,21 @@ class Evaluation:
             self.leaves.append(leaf)
         self._write(placed)
 
+    def move(self, offset: Tensor) -> None:
+        """Let the selected parameters be the model's plus an offset (P,); `place(values)` ends it."""
+        moved = list(self.values)
+        for i, part in enumerate(self.problem.layout.split(offset)):
+            own = moved[i].detach()
+            moved[i] = own + (torch.view_as_complex(part) if own.is_complex() else part)
+        self.place(moved)
+
     def place_tracked(self, leaves: Sequence[Tensor]) -> None:
         """Let tensors that `torch.func` keeps track of stand where the leaves do; `place` ends it.
 
         Args:
             leaves: one for each of the selected parameters, of the shape of its leaf.
         """
-        placed = list(self._placed)
+        placed = list(self.placed)
         for i, leaf in enumerate(leaves):
             placed[i] = torch.view_as_complex(leaf) if placed[i].is_complex() else leaf
         self._write(placed)
@@ -72,7 +80,7 @@ class Evaluation:
     def _write(self, placed: list[Tensor]) -> None:
         for table, name, i in self._slots.places:
             table[name] = placed[i]
-        self._placed = placed
+        self.placed = placed
         self._renew_buffers()
 
     def _copy(self, value: Tensor) -> Tensor:
@@ -85,7 +93,7 @@ class Evaluation:
         copies: dict[int, Tensor] = {}
         for module, name, i in self._slots.buffers:
             if i not in copies:
-                copies[i] = self._placed[i].clone()
+                copies[i] = self.placed[i].clone()
             module._buffers[name] = copies[i]
 
     def written_to(self) -> set[nn.Module]:

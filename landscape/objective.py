@@ -165,6 +165,24 @@ class Objective:
         ]
         return torch.stack([part for part, _ in parts])
 
+    def row_terms(self, output: Any, target: Any) -> Tensor:
+        """Number of loss terms of every row of a batch, shape (rows,), float64."""
+        counts = [
+            self.total(take_rows(output, i, i + 1), take_rows(target, i, i + 1))[1]
+            for i in range(row_count(target, output))
+        ]
+        return torch.tensor(counts, dtype=torch.float64)
+
+    def hits(self, output: Any, target: Any) -> Tensor | None:
+        """Which terms of a batch have their largest logit at the right class, bool, ignored targets aside.
+
+        None unless targets are class indices.
+        """
+        if self.likelihood not in ("categorical", "log-categorical") or target.is_floating_point():
+            return None
+        found: Tensor = output.argmax(self.class_dim) == target
+        return found[target != self.options.get("ignore_index", -100)]
+
     def verify_rows(self, output: Any, target: Any, *, shifted: bool = False) -> bool:
         """Find out, or confirm, that a user's scalar loss is the mean or the sum over rows.
 

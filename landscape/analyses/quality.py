@@ -1,12 +1,9 @@
 """How good is a model on some data: its loss, and the share of right classes."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from landscape.objective import Objective
 from landscape.problem import Problem
 
 
@@ -39,17 +36,7 @@ def quality(problem: Problem) -> Quality:
                 continue
             output, target = run.output(batch)
             total += float(problem.objective.total(output, target)[0])
-            hits = _hits(problem.objective, output, target)
+            hits = problem.objective.hits(output, target)
             if hits is not None:
                 right, cases = right + float(hits.sum()), cases + hits.numel()
     return Quality(total / problem.terms, right / cases if cases else None)
-
-
-def _hits(objective: Objective, output: Any, target: Any) -> Tensor | None:
-    """Which terms of a batch are right; None unless targets are class indices."""
-    if objective.likelihood not in ("categorical", "log-categorical"):
-        return None
-    if target.is_floating_point():
-        return None
-    found: Tensor = output.argmax(objective.class_dim) == target
-    return found[target != objective.options.get("ignore_index", -100)]

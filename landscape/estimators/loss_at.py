@@ -1,0 +1,324 @@
+"""The loss at points around the model's weights: θ plus combinations of given directions."""
+
+import copy
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from landscape.errors import InputError
+from landscape.evaluation import Evaluation
+from landscape.handling import keeps_statistics
+from landscape.memory import is_out_of_memory
+from landscape.problem import Problem
+from landscape.slots import slots
+
+NormStats = Literal["running", "batch", "reestimated"]
+NORM_STATS: tuple[NormStats, ...] = ("running", "batch", "reestimated")
+TRIED = (4, 16)  # numbers of points evaluated together, when the fastest is looked for
+
+
+class Losses(NamedTuple):
+    """What was found at K points, each float64 of shape (K,); NaN or infinite as it comes.
+
+    Attributes:
+        loss: L at the point.
+        standard_error: of L, over the samples as a draw from a population.
+        rise: L minus its value at the model's weights.
+        rise_standard_error: of that difference, sample by sample: how certain the shape is.
+        accuracy: share of right classes; None where there are no classes to be right.
+    """
+
+    loss: Tensor
+    standard_error: Tensor
+    rise: Tensor
+    rise_standard_error: Tensor
+    accuracy: Tensor | None
+
+
+class _Sums(NamedTuple):
+    """Of k points: loss terms of every unit summed, (k, n) float64; right classes (k,), and of how many."""
+
+    units: Tensor
+    hits: Tensor
+    cases: int
+
+
+class LossAt:
+    """L(θ + D c) over all the data of a problem, for the coordinates c of any number of points.
+
+    Points are evaluated one by one, or several at once by `torch.vmap` over the parameters where that is
+    faster here and gives the same: it is measured on the first batch, and `at_once` says what was chosen.
+    Standard errors are over samples, or over batches where a sample has no loss of its own (closures,
+    losses that return a scalar, batch statistics); NaN for a single batch.
+
+    Args:
+        problem: the loss; θ are its model's weights.
+        directions: D, of shape (P, d).
+        norm_stats: of batch normalisation, at every point: "running" (those of the model), "batch" (of
+            every batch), or "reestimated": the running statistics are estimated anew at the point, as the
+            mean of the batches' weighted by their rows (Izmailov et al. 2018, arXiv:1803.05407, section
+            3.2). Default: as in the problem.
+        at_once: points evaluated together (default: measured).
+
+    Raises:
+        InputError: directions of another shape, or statistics that cannot be estimated.
+
+    Example:
+        >>> import torch, landscape as ls
+        >>> from landscape.estimators.loss_at import LossAt
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> torch.nn.init.ones_(model.weight).numel()
+        1
+        >>> problem = ls.Problem(model, "mse", (torch.ones(3, 1), torch.zeros(3, 1)))
+        >>> LossAt(problem, torch.ones(1, 1))(torch.tensor([[0.0], [1.0]])).loss.tolist()
+        [1.0, 4.0]
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        directions: Tensor,
+        *,
+        norm_stats: NormStats | None = None,
+        at_once: int | None = None,
+    ) -> None:
+        if directions.ndim != 2 or directions.shape[0] != problem.size:
+            raise InputError(
+                f"the directions have shape {tuple(directions.shape)}: expected ({problem.size}, d)"
+            )
+        self.norm_stats: NormStats = norm_stats or problem.norm_stats
+        self.problem = copy.copy(problem)
+        self.problem.norm_stats = "batch" if self.norm_stats == "batch" else "running"
+        self.directions = directions.to(problem.device, problem.dtype)
+        self.at_once = at_once
+        self.evaluations = 0
+        self._statistics = _statistics(problem) if self.norm_stats == "reestimated" else []
+        self._by_sample = (
+            problem.objective is not None
+            and problem.objective.recognised
+            and not self.problem.uses_batch_statistics()
+        )
+        self._terms = self._center = torch.empty(0)
+
+    def __call__(
+        self, coordinates: Tensor, *, progress: Callable[[int, int], None] | None = None
+    ) -> Losses:
+        """Evaluate points.
+
+        Args:
+            coordinates: (K, d).
+            progress: called with (points done, points).
+        """
+        c = coordinates.to(self.directions)
+        if c.ndim != 2 or c.shape[1] != self.directions.shape[1]:
+            raise InputError(
+                f"the coordinates have shape {tuple(c.shape)}: expected (K, {self.directions.shape[1]})"
+            )
+        found: list[Losses] = []
+        done = 0
+        with self.problem.evaluation() as run, torch.no_grad():
+            if not len(self._terms):
+                self._terms = self._count(run)
+                self._center = self._one(run, torch.zeros_like(c[0])).units
+            if self.at_once is None and len(c) > min(TRIED):
+                self.at_once = self._fastest(run, c)
+            while done < len(c):
+                some = c[done : done + (self.at_once or 1)]
+                sums = self._several(run, some)
+                if sums is None:
+                    continue
+                found.append(self._losses(sums))
+                done += len(some)
+                if progress is not None:
+                    progress(done, len(c))
+        self.evaluations += len(c)
+        accuracy = [part.accuracy for part in found if part.accuracy is not None]
+        return Losses(
+            torch.cat([part.loss for part in found]),
+            torch.cat([part.standard_error for part in found]),
+            torch.cat([part.rise for part in found]),
+            torch.cat([part.rise_standard_error for part in found]),
+            torch.cat(accuracy) if accuracy else None,
+        )
+
+    def _losses(self, sums: _Sums) -> Losses:
+        """Means, and standard errors of ratios: sums over units by the numbers of their terms."""
+        terms, total = self._terms, self._terms.sum()
+        n = len(terms)
+
+        def ratio(units: Tensor) -> tuple[Tensor, Tensor]:
+            mean = units.sum(1) / total
+            off = (units - mean[:, None] * terms).square().sum(1)
+            return mean, (off * n / (n - 1)).sqrt() / total if n > 1 else mean * torch.nan
+
+        loss, error = ratio(sums.units)
+        rise, rise_error = ratio(sums.units - self._center)
+        accuracy = sums.hits / sums.cases if sums.cases else None
+        return Losses(loss, error, rise, rise_error, accuracy)
+
+    def _count(self, run: Evaluation) -> Tensor:
+        """The number of loss terms of every unit, (n,) float64."""
+        if not self._by_sample:
+            counts = [run.total(batch)[1] for batch in run.batches()]
+            return torch.tensor(counts, dtype=torch.float64)
+        objective = self.problem.supervised()
+        return torch.cat([objective.row_terms(*run.output(batch)) for batch in run.batches()])
+
+    def _several(self, run: Evaluation, c: Tensor) -> _Sums | None:
+        """Sums at some points; None after running out of memory, with fewer to be taken at once."""
+        if len(c) == 1:
+            return self._one(run, c[0])
+        try:
+            return self._together(run, c)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self.at_once = len(c) // 2
+            return None
+
+    def _one(self, run: Evaluation, c: Tensor, batches: list[Any] | None = None) -> _Sums:
+        """Sums at one point, over all batches or some."""
+        run.move(self.directions @ c)
+        try:
+            if self._statistics:
+                self._reestimate(run)
+            parts = [self._measure(run, batch) for batch in batches or run.batches()]
+        finally:
+            run.place(run.values)
+        units = torch.cat([units for units, _, _ in parts]).double().cpu()
+        hits = sum((hit for _, hit, _ in parts), torch.zeros(1))
+        return _Sums(units[None], hits.double().cpu(), sum(cases for *_, cases in parts))
+
+    def _together(self, run: Evaluation, c: Tensor, batches: list[Any] | None = None) -> _Sums:
+        """Sums at several points by `torch.vmap` over the selected parameters."""
+        own = [leaf.detach() for leaf in run.leaves]
+        moved = (self.directions @ c.T).T.split(self.problem.layout.sizes, dim=1)
+        leaves = [
+            leaf + part.reshape(-1, *leaf.shape) for leaf, part in zip(own, moved, strict=True)
+        ]
+        cases = 0
+        units, hits = [], torch.zeros(len(c))
+
+        def at(leaves: list[Tensor]) -> tuple[Tensor, Tensor]:
+            nonlocal cases
+            run.place_tracked(leaves)
+            found, hit, number = self._measure(run, batch)
+            cases += number
+            return found, hit
+
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop")
+                for batch in batches or run.batches():
+                    found, hit = torch.vmap(at)(leaves)
+                    units.append(found)
+                    hits = hits + hit.reshape(-1).cpu()
+        finally:
+            run.place(run.values)
+        return _Sums(torch.cat(units, dim=1).double().cpu(), hits.double(), cases)
+
+    def _measure(self, run: Evaluation, batch: Any) -> tuple[Tensor, Tensor, int]:
+        """Of a batch: loss terms summed by unit, number of right classes (1,), and of how many."""
+        nothing = torch.zeros(1, device=self.problem.device)
+        objective = self.problem.objective
+        if objective is None:
+            return run.total(batch)[0][None], nothing, 0
+        output, target = run.output(batch)
+        if self._by_sample:
+            units = objective.rows(output, target)
+        else:
+            units = objective.total(output, target)[0][None]
+        hits = objective.hits(output, target)
+        if hits is None:
+            return units, nothing, 0
+        return units, hits.sum().float()[None], hits.numel()
+
+    def _fastest(self, run: Evaluation, c: Tensor) -> int:
+        """How many points at once take the least time each, on the first batch, with the same losses."""
+        if self._statistics:
+            return 1  # every point has statistics of its own
+        batch = [next(iter(run.batches()))]
+        alone, seconds = _timed(lambda: self._one(run, c[0], batch))
+        best = 1
+        for count in TRIED:
+            some = c[torch.arange(count) % len(c)]
+            try:
+                together, each = _timed(partial(self._together, run, some, batch))
+            except Exception:  # noqa: BLE001  # vmap fails in many ways; one by one is always there
+                break
+            slack = torch.finfo(self.problem.dtype).eps ** 0.5 * alone.units.abs().max()
+            if not bool(((together.units[0] - alone.units[0]).abs() <= slack).all()):
+                break
+            if each / count < seconds:
+                best, seconds = count, each / count
+        return best
+
+    def _reestimate(self, run: Evaluation) -> None:
+        """Put the statistics of the data at this point in the place of the running ones."""
+        sums: dict[nn.Module, tuple[Tensor, Tensor, int]] = {}
+
+        def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0].detach()
+            if x.numel() == x.shape[1]:
+                return  # one value of each: torch refuses
+            others = [dim for dim in range(x.ndim) if dim != 1]
+            variance, mean = torch.var_mean(x, dim=others)
+            a, b, rows = sums.get(module, (torch.zeros_like(mean), torch.zeros_like(mean), 0))
+            sums[module] = a + len(x) * mean, b + len(x) * variance, rows + len(x)
+
+        modules = list(dict.fromkeys(module for module, *_ in self._statistics))
+        hooks = [module.register_forward_pre_hook(watch) for module in modules]
+        try:
+            for module in modules:
+                module.training, module.track_running_stats = True, False  # type: ignore[assignment]
+            for batch in run.batches():
+                run.total(batch)
+        except ValueError as error:  # torch refuses a batch of one value
+            raise InputError(
+                f"running statistics cannot be estimated on these batches ({error}): make them larger"
+            ) from error
+        finally:
+            for module, hook in zip(modules, hooks, strict=True):
+                module.training, module.track_running_stats = False, True  # type: ignore[assignment]
+                hook.remove()
+        values = list(run.placed)
+        for module, which, place in self._statistics:
+            if module in sums:
+                *both, rows = sums[module]
+                values[place] = both[which] / rows
+        run.place(values)
+
+
+def _timed(work: Callable[[], _Sums]) -> tuple[_Sums, float]:
+    """What some work gives, and the median of three times after a warm-up."""
+    found, times = work(), []
+    for _ in range(3):
+        start = time.perf_counter()
+        found = work()  # ends on the CPU
+        times.append(time.perf_counter() - start)
+    return found, statistics.median(times)
+
+
+def _statistics(problem: Problem) -> list[tuple[nn.Module, int, int]]:
+    """Modules with running statistics: which of mean (0) and variance (1), and their place among values.
+
+    Raises:
+        InputError: some are of a kind that cannot be estimated anew.
+    """
+    found: list[tuple[nn.Module, int, int]] = []
+    for module, name, place in slots(problem).buffers:
+        if name not in ("running_mean", "running_var") or not keeps_statistics(module):
+            continue
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise InputError(
+                f"the running statistics of {type(module).__name__} cannot be estimated anew: choose "
+                "norm_stats='running' or 'batch'"
+            )
+        found.append((module, int(name == "running_var"), place))
+    return found
