@@ -9,6 +9,13 @@ from typing import TYPE_CHECKING, Any
 from landscape import training as training
 
 if TYPE_CHECKING:
+    from landscape.analyses.axes import Axes as Axes
+    from landscape.analyses.axes import gradient_axes as gradient_axes
+    from landscape.analyses.axes import hessian_axes as hessian_axes
+    from landscape.analyses.axes import model_axes as model_axes
+    from landscape.analyses.axes import optimizer_axes as optimizer_axes
+    from landscape.analyses.axes import random_axes as random_axes
+    from landscape.analyses.axes import trajectory_axes as trajectory_axes
     from landscape.analyses.bench import Bench as Bench
     from landscape.analyses.bench import bench as bench
     from landscape.analyses.eigen import Eigen as Eigen
@@ -23,6 +30,8 @@ if TYPE_CHECKING:
     from landscape.analyses.sampling import sampling_error as sampling_error
     from landscape.analyses.spectrum import Spectrum as Spectrum
     from landscape.analyses.spectrum import spectrum as spectrum
+    from landscape.analyses.surface import Surface as Surface
+    from landscape.analyses.surface import surface as surface
     from landscape.analyses.trace import Trace as Trace
     from landscape.analyses.trace import trace_of as trace_of
     from landscape.errors import InputError as InputError
@@ -60,6 +69,15 @@ _HOMES = {
     "bench": "analyses.bench",
     "Eigen": "analyses.eigen",
     "eigen": "analyses.eigen",
+    "Axes": "analyses.axes",
+    "Surface": "analyses.surface",
+    "surface": "analyses.surface",
+    "gradient_axes": "analyses.axes",
+    "hessian_axes": "analyses.axes",
+    "model_axes": "analyses.axes",
+    "optimizer_axes": "analyses.axes",
+    "random_axes": "analyses.axes",
+    "trajectory_axes": "analyses.axes",
     "Influence": "analyses.influence",
     "influence": "analyses.influence",
     "Layers": "analyses.layers",
@@ -101,6 +119,7 @@ _HOMES = {
     "Problem": "problem",
 }
 __all__ = [
+    "Axes",
     "Bench",
     "Eigen",
     "EmpiricalFisher",
@@ -121,6 +140,7 @@ __all__ = [
     "Sampling",
     "Solution",
     "Spectrum",
+    "Surface",
     "Trace",
     "UntrustedResult",
     "as_operator",
@@ -131,20 +151,27 @@ __all__ = [
     "eigen",
     "eigenpairs",
     "functionals",
+    "gradient_axes",
+    "hessian_axes",
     "influence",
     "layers",
     "load_problem",
     "log_determinant",
+    "model_axes",
     "nystrom",
+    "optimizer_axes",
     "prune",
+    "random_axes",
     "sampling_error",
     "save_problem",
     "solve",
     "spectral_density",
     "spectrum",
+    "surface",
     "trace",
     "trace_of",
     "training",
+    "trajectory_axes",
 ]
 
 

@@ -290,6 +290,10 @@ class Problem:
     def _batch_norms(self) -> list[nn.Module]:
         return [module for module in self.modules if keeps_statistics(module)]
 
+    def has_statistics(self) -> bool:
+        """Whether some layer keeps statistics of its inputs, as batch normalisation does."""
+        return bool(self._batch_norms())
+
     def uses_batch_statistics(self) -> bool:
         """Whether some layer normalises by the batch, so that its samples belong together."""
         return bool(self._batch_norms()) and self._norm_stats_used() != "running"

@@ -27,6 +27,7 @@ EIGEN_SCHEMA = "landscape/eigen/1"
 TRACE_SCHEMA = "landscape/trace/1"
 INFLUENCE_SCHEMA = "landscape/influence/1"
 PRUNING_SCHEMA = "landscape/pruning/1"
+SURFACE_SCHEMA = "landscape/surface/1"
 Progress = Callable[[int, int], None]  # (products done, products expected)
 
 
@@ -53,7 +54,7 @@ class Cost:
             None if None in parts else sum(p for p in parts if p is not None),
             self.seconds + other.seconds,
             max(self.peak_bytes, other.peak_bytes),
-            self.engine if self.engine == other.engine else f"{self.engine}, {other.engine}",
+            ", ".join(dict.fromkeys(e for e in (self.engine, other.engine) if e)) or None,
         )
 
 

@@ -4,7 +4,7 @@ import copy
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -39,6 +39,18 @@ class Losses(NamedTuple):
     rise: Tensor
     rise_standard_error: Tensor
     accuracy: Tensor | None
+
+
+def joined(parts: Sequence[Losses]) -> Losses:
+    """What was found at all points of some parts."""
+    accuracy = [part.accuracy for part in parts if part.accuracy is not None]
+    return Losses(
+        torch.cat([part.loss for part in parts]),
+        torch.cat([part.standard_error for part in parts]),
+        torch.cat([part.rise for part in parts]),
+        torch.cat([part.rise_standard_error for part in parts]),
+        torch.cat(accuracy) if accuracy else None,
+    )
 
 
 class _Sums(NamedTuple):
@@ -115,12 +127,25 @@ class LossAt:
             coordinates: (K, d).
             progress: called with (points done, points).
         """
+        found, done = [], 0
+        for part in self.parts(coordinates):
+            found.append(part)
+            done += len(part.loss)
+            if progress is not None:
+                progress(done, len(coordinates))
+        return joined(found)
+
+    def parts(self, coordinates: Tensor) -> Iterator[Losses]:
+        """Evaluate points, and hand over those that were evaluated together at once, in their order.
+
+        Args:
+            coordinates: (K, d).
+        """
         c = coordinates.to(self.directions)
         if c.ndim != 2 or c.shape[1] != self.directions.shape[1]:
             raise InputError(
                 f"the coordinates have shape {tuple(c.shape)}: expected (K, {self.directions.shape[1]})"
             )
-        found: list[Losses] = []
         done = 0
         with self.problem.evaluation() as run, torch.no_grad():
             if not len(self._terms):
@@ -133,19 +158,9 @@ class LossAt:
                 sums = self._several(run, some)
                 if sums is None:
                     continue
-                found.append(self._losses(sums))
                 done += len(some)
-                if progress is not None:
-                    progress(done, len(c))
-        self.evaluations += len(c)
-        accuracy = [part.accuracy for part in found if part.accuracy is not None]
-        return Losses(
-            torch.cat([part.loss for part in found]),
-            torch.cat([part.standard_error for part in found]),
-            torch.cat([part.rise for part in found]),
-            torch.cat([part.rise_standard_error for part in found]),
-            torch.cat(accuracy) if accuracy else None,
-        )
+                self.evaluations += len(some)
+                yield self._losses(sums)
 
     def _losses(self, sums: _Sums) -> Losses:
         """Means, and standard errors of ratios: sums over units by the numbers of their terms."""

@@ -1,0 +1,363 @@
+"""What does the loss look like around the weights, along chosen directions?"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from landscape.analyses.axes import (
+    Axes,
+    Axis,
+    Marker,
+    given_axes,
+    gradient_axes,
+    hessian_axes,
+    random_axes,
+)
+from landscape.analyses.curvature_check import AxisCheck, curvature_checks
+from landscape.analyses.extent import Extent, suggested_extents
+from landscape.batches import digest
+from landscape.checkpoint import Stage, stages
+from landscape.errors import InputError
+from landscape.estimators.loss_at import NORM_STATS, LossAt, Losses, NormStats, joined
+from landscape.memory import peak_bytes
+from landscape.operators.hessian import Hessian
+from landscape.problem import Problem
+from landscape.results import SURFACE_SCHEMA, Cost, atomic, provenance
+from landscape.saved import NOT_SAVED, Result
+
+Array = NDArray[np.float64]
+Kind = Literal["hessian", "random", "gradient"]
+Phase = Literal["eigenvalues", "points"]
+CLOSE = 0.01  # accepted error of the curvature along an axis
+CENTER = 1e-4  # and of the loss at the centre
+
+
+@dataclass(frozen=True)
+class Checks:
+    """Whether the picture is right.
+
+    `centre_relative_error`: of the value at the model's weights, against the loss computed apart from the
+    surface. `axes`: see `AxisCheck`; None where surface and Hessian do not see the same loss.
+    `curvature_at_scale`: second differences along the axes over half the range, per unit length squared, which a
+    reader sees in the picture.
+    """
+
+    centre_relative_error: float
+    axis_curvature_relative_error: list[float | None] | None
+    axes: list[AxisCheck] | None
+    curvature_at_scale: list[float]
+
+
+@dataclass(frozen=True, eq=False)
+class Surface(Result, schema=SURFACE_SCHEMA):
+    """The loss on a grid θ + Σ c_i d_i around a model's weights.
+
+    Attributes:
+        parameters: P.
+        kind: of the axes.
+        axes: the directions, see `Axis`; a step of 1 in the grid is `length` in weight space.
+        normalisation: how the directions were scaled; None for not at all.
+        largest_cosine: between two of the directions.
+        norm_stats: statistics of batch normalisation at every point; None if the model has none.
+        grid: the coordinates along every axis.
+        loss: of shape (points on axis 1, points on axis 2, …); NaN where it is not finite.
+        loss_standard_error: over the samples as a draw from a population.
+        rise_standard_error: of the difference to the model's loss, sample by sample.
+        accuracy: share of right classes; None where there are no classes.
+        center: the loss at the model's weights.
+        markers: other models in the picture.
+        checks: see `Checks`.
+        evaluations: points at which the loss was computed.
+        at_once: points computed together.
+        notes: what a reader should know; `failures`: what could not be trusted.
+        directions: (P, d), not part of the JSON.
+    """
+
+    parameters: int
+    kind: str
+    axes: list[Axis]
+    normalisation: str | None
+    largest_cosine: float
+    norm_stats: str | None
+    grid: list[Array]
+    loss: Array
+    loss_standard_error: Array
+    rise_standard_error: Array
+    accuracy: Array | None
+    center: float
+    markers: list[Marker]
+    checks: Checks
+    evaluations: int
+    at_once: int
+    notes: list[str]
+    failures: list[str]
+    cost: Cost
+    provenance: dict[str, Any]
+    directions: Tensor | None = field(default=None, repr=False, metadata=NOT_SAVED)
+
+    def save_arrays(self, path: str | Path) -> None:
+        """Write grid, loss, errors and accuracy as arrays, .npz or .safetensors.
+
+        Raises:
+            InputError: another ending.
+        """
+        arrays = {f"grid_{i + 1}": points for i, points in enumerate(self.grid)}
+        for name in ("loss", "loss_standard_error", "rise_standard_error", "accuracy"):
+            if (value := getattr(self, name)) is not None:
+                arrays[name] = value
+        ending = Path(path).suffix.lower()
+        if ending not in (".npz", ".safetensors"):
+            raise InputError(
+                f"cannot write arrays to {str(path)!r}: end it in .npz or .safetensors"
+            )
+        with atomic(path) as temporary:
+            if ending == ".npz":
+                with open(temporary, "wb") as file:
+                    np.savez_compressed(file, allow_pickle=False, **arrays)
+            else:
+                from safetensors.numpy import save_file
+
+                save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary)
+
+
+def surface(
+    problem: Problem,
+    axes: Kind | Axes | Tensor = "hessian",
+    *,
+    ranks: Sequence[int] = (1, 2),
+    points: int | Sequence[int] = 51,
+    extent: float | Sequence[float | Extent] | Literal["auto"] = "auto",
+    norm_stats: NormStats | None = None,
+    check: bool = True,
+    seed: int = 0,
+    progress: Callable[[Phase, int, int], None] | None = None,
+    command: str | None = None,
+    resume: str | Path | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Surface:
+    """The loss on a grid of one, two or more directions through a model's weights.
+
+    Every point is the loss on all the data, with its standard error. Checked apart from the grid: that the
+    centre is the model's loss, and that second differences along the axes are the curvatures that
+    products with the Hessian give.
+
+    Args:
+        problem: the loss.
+        axes: "hessian" (eigenvectors by `ranks`), "random" (Gaussian, scaled by filter), or "gradient", see
+            `hessian_axes`, `random_axes` and `gradient_axes`; or what these, `optimizer_axes`,
+            `trajectory_axes` and `model_axes` return; or directions (P, d).
+        ranks: of the Hessian axes: 1 is the largest eigenvalue, −1 the most negative one. There are as
+            many random axes as ranks.
+        points: along every axis, or a number for each; odd numbers have the model on the grid.
+        extent: half the range along all axes or along each, or (low, high) for each; "auto": to where the
+            loss is five times the model's, or around the models in the plane.
+        norm_stats: of batch normalisation, see `LossAt`.
+        check: whether the curvatures along the axes are checked.
+        seed: of every random choice.
+        progress: called with (phase, done, expected).
+        command, resume, say: see `spectrum`.
+
+    Raises:
+        InputError: arguments that do not go together.
+        UntrustedResult: the loss of the model itself is not finite.
+
+    Example:
+        >>> import torch, landscape as ls
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> problem = ls.Problem(model, "mse", (x, torch.ones(2, 1)))
+        >>> found = ls.surface(problem, points=3, extent=1.0)
+        >>> [round(axis.eigenvalue, 4) for axis in found.axes], found.loss.shape
+        ([4.0, 1.0], (3, 3))
+    """
+    stats: NormStats = norm_stats or problem.norm_stats
+    if stats not in NORM_STATS:
+        raise InputError(f"norm_stats is {stats!r}: choose {', '.join(map(repr, NORM_STATS))}")
+    arguments: dict[str, Any] = {"axes": axes if isinstance(axes, str) else "given", "seed": seed}
+    arguments |= {"ranks": list(ranks), "points": points, "extent": extent, "norm_stats": stats}
+    if not isinstance(axes, str):
+        arguments["directions"] = digest(axes if isinstance(axes, Tensor) else axes.directions)
+    operator = Hessian(problem)
+    stage = stages(resume, operator, {"work": "surface"} | arguments, say)
+    center = problem.loss()
+    report = None if progress is None else partial(progress, "eigenvalues")
+    chosen = _axes(operator, axes, ranks, seed=seed, progress=report, stage=stage)
+    start = time.perf_counter()
+    counts = _counts(points, len(chosen.axes))
+    loss_at = LossAt(problem, chosen.directions, norm_stats=stats)
+    extents, notes = _extents(loss_at, chosen, extent)
+    grid = [np.linspace(*ends, count) for ends, count in zip(extents, counts, strict=True)]
+    report = None if progress is None else partial(progress, "points")
+    evaluating = stage("points")
+    found = _evaluate(loss_at, _coordinates(grid), evaluating, operator, report)
+    checks = _checks(problem, chosen, loss_at, extents, center, check=check)
+    seconds = time.perf_counter() - start
+    seconds += 0 if evaluating.earlier is None else evaluating.earlier.seconds
+    share = seconds / problem.gradient_seconds()
+    cost = Cost(0, share, seconds, peak_bytes(problem.device.type))
+
+    def shaped(values: Tensor) -> Array:
+        array = values.reshape(counts).cpu().numpy()
+        return np.where(np.isfinite(array), array, np.nan)
+
+    return Surface(
+        parameters=problem.size,
+        kind=chosen.kind,
+        axes=chosen.axes,
+        normalisation=chosen.normalisation,
+        largest_cosine=chosen.largest_cosine,
+        norm_stats=stats if problem.has_statistics() else None,
+        grid=grid,
+        loss=shaped(found.loss),
+        loss_standard_error=shaped(found.standard_error),
+        rise_standard_error=shaped(found.rise_standard_error),
+        accuracy=None if found.accuracy is None else shaped(found.accuracy),
+        center=center,
+        markers=chosen.markers,
+        checks=checks,
+        evaluations=loss_at.evaluations,
+        at_once=loss_at.at_once or 1,
+        notes=notes,
+        failures=[*chosen.failures, *_failures(chosen.axes, checks)],
+        cost=cost if chosen.cost is None else chosen.cost + cost,
+        provenance=provenance(problem, seed=seed, command=command) | {"arguments": arguments},
+        directions=chosen.directions,
+    )
+
+
+def _axes(
+    operator: Hessian,
+    axes: Kind | Axes | Tensor,
+    ranks: Sequence[int],
+    *,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+    stage: Callable[[str], Stage],
+) -> Axes:
+    """The directions that are meant."""
+    problem = operator.problem
+    if isinstance(axes, Axes):
+        return axes
+    if isinstance(axes, Tensor):
+        return given_axes(problem, axes)
+    if axes == "hessian":
+        return hessian_axes(operator, ranks, seed=seed, progress=progress, stage=stage)
+    if axes == "random":
+        return random_axes(problem, len(ranks), seed=seed)
+    if axes == "gradient":
+        return gradient_axes(problem)
+    raise InputError(
+        f"axes is {axes!r}: choose 'hessian', 'random' or 'gradient', or give what trajectory_axes, "
+        "model_axes or optimizer_axes return"
+    )
+
+
+def _counts(points: int | Sequence[int], axes: int) -> list[int]:
+    counts = [points] * axes if isinstance(points, int) else list(points)
+    if len(counts) != axes or min(counts) < 2:
+        raise InputError(f"points is {points}: give 2 or more for each of the {axes} axes")
+    return counts
+
+
+def _extents(
+    loss_at: LossAt, axes: Axes, extent: float | Sequence[float | Extent] | Literal["auto"]
+) -> tuple[list[Extent], list[str]]:
+    """Both ends of every axis, and notes."""
+    if isinstance(extent, str):
+        if extent != "auto":
+            raise InputError(f"extent is {extent!r}: give a number, one for each axis, or 'auto'")
+        return suggested_extents(loss_at, axes)
+    given = [extent] * len(axes.axes) if isinstance(extent, int | float) else list(extent)
+    ends = [(-e, e) if isinstance(e, int | float) else (e[0], e[1]) for e in given]
+    if len(ends) != len(axes.axes) or not all(-math.inf < a < b < math.inf for a, b in ends):
+        raise InputError(
+            f"extent is {extent}: give a positive number or (low, high) for each of the {len(axes.axes)} axes"
+        )
+    return [(float(a), float(b)) for a, b in ends], []
+
+
+def _coordinates(grid: Sequence[Array]) -> Tensor:
+    """All points of a grid, (K, d), the last axis running fastest."""
+    return torch.from_numpy(np.stack([g.ravel() for g in np.meshgrid(*grid, indexing="ij")], 1))
+
+
+def _evaluate(
+    loss_at: LossAt,
+    coordinates: Tensor,
+    stage: Stage,
+    operator: Hessian,
+    progress: Callable[[int, int], None] | None,
+) -> Losses:
+    """The loss at all points; what an earlier run did is not done again."""
+    meter, found, done = stage.meter(operator), [], 0
+    if stage.state is not None:
+        found = [Losses(**stage.state["losses"])]
+        loss_at.at_once, done = stage.state["at_once"], len(found[0].loss)
+        loss_at.evaluations += done
+    while done < len(coordinates):
+        for part in loss_at.parts(coordinates[done:]):
+            found.append(part)
+            done += len(part.loss)
+            if progress is not None:
+                progress(done, len(coordinates))
+            stage.offer(meter, lambda: _state(loss_at, found), done=done == len(coordinates))
+    return joined(found)
+
+
+def _state(loss_at: LossAt, found: list[Losses]) -> dict[str, Any]:
+    return {"losses": joined(found)._asdict(), "at_once": loss_at.at_once or 1}
+
+
+def _checks(
+    problem: Problem,
+    axes: Axes,
+    loss_at: LossAt,
+    extents: Sequence[Extent],
+    center: float,
+    *,
+    check: bool,
+) -> Checks:
+    d = len(axes.axes)
+    half = torch.tensor([(high - low) / 4 for low, high in extents], dtype=torch.float64)
+    around = loss_at(torch.cat([torch.zeros(1, d), torch.diag(half), -torch.diag(half)]))
+    own = center
+    if loss_at.norm_stats != problem.norm_stats and problem.has_statistics():
+        own = math.nan  # another loss
+    off = abs(float(around.loss[0]) - own) / max(abs(own), 1e-12)
+    rise = around.rise[1 : d + 1] + around.rise[d + 1 :] - 2 * around.rise[0]
+    lengths = torch.tensor([axis.length for axis in axes.axes], dtype=torch.float64)
+    found = curvature_checks(problem, axes, loss_at.norm_stats) if check else None
+    return Checks(
+        centre_relative_error=off,
+        axis_curvature_relative_error=None
+        if found is None
+        else [one.relative_error for one in found],
+        axes=found,
+        curvature_at_scale=(rise / (half * lengths) ** 2).tolist(),
+    )
+
+
+def _failures(axes: Sequence[Axis], checks: Checks) -> list[str]:
+    """What the checks say against the picture."""
+    failures = []
+    if checks.centre_relative_error > CENTER:
+        failures.append(
+            f"the centre of the surface is off the model's loss by {checks.centre_relative_error:.2g} of it"
+        )
+    for axis, check in zip(axes, checks.axes or (), strict=False):
+        for error, what in (
+            (check.relative_error, "second differences of the loss and products with the Hessian"),
+            (check.eigenvalue_error, "the eigenvalue and a product with its vector"),
+        ):
+            if error is not None and error > CLOSE:
+                failures.append(f"along {axis.name} {what} differ by {100 * error:.2g} %")
+    return failures
