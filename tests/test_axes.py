@@ -172,7 +172,7 @@ def test_trajectory_axes_are_principal_directions_and_tell_the_distance_from_the
         assert abs(float(found.directions[:, i] @ Vh[i])) == pytest.approx(1, abs=1e-9)
         assert found.axes[i].explained == pytest.approx(float(S[i] ** 2 / S.square().sum()))
     for marker, offset in zip(found.markers, offsets, strict=True):
-        c = torch.tensor(marker.coordinates).double()
+        c = torch.tensor(marker.coordinates, dtype=torch.float64)
         torch.testing.assert_close(found.directions.T @ offset, c, rtol=1e-9, atol=1e-9)
         rest = float((offset - found.directions @ c).norm())
         assert marker.distance == pytest.approx(rest, abs=1e-8)
@@ -188,7 +188,7 @@ def test_line_and_plane_through_models() -> None:
     assert line.markers[0].distance == pytest.approx(0, abs=1e-9)
     plane = ls.model_axes(problem, [second, third.state_dict()], names=["b", "c"])
     assert plane.markers[0].coordinates == pytest.approx([1.0, 0.0])
-    c = torch.tensor(plane.markers[1].coordinates).double()
+    c = torch.tensor(plane.markers[1].coordinates, dtype=torch.float64)
     parameters = [nn.utils.parameters_to_vector(m.parameters()) for m in (model, third)]
     expected = (parameters[1] - parameters[0]).detach()
     torch.testing.assert_close(plane.directions @ c, expected)
