@@ -10,7 +10,7 @@ from landscape import __version__
 from landscape.errors import LandscapeError
 from landscape.memory import is_out_of_memory
 
-from . import bench, check, demo, eigen, influence, prune, spectrum, trace
+from . import bench, check, compare, demo, eigen, influence, prune, spectrum, trace
 from .output import one_line
 
 INTERRUPTED = 130
@@ -30,6 +30,7 @@ app.command("eigen")(eigen.eigen)
 app.command("trace")(trace.trace)
 app.command("influence")(influence.influence)
 app.command("prune")(prune.prune)
+app.command("compare")(compare.compare)
 app.command("bench")(bench.bench)
 
 

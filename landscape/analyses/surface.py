@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ from landscape.operators.hessian import Hessian
 from landscape.problem import Problem
 from landscape.results import SURFACE_SCHEMA, Cost, atomic, provenance
 from landscape.saved import NOT_SAVED, Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Array = NDArray[np.float64]
 Kind = Literal["hessian", "random", "gradient"]
@@ -103,6 +106,12 @@ class Surface(Result, schema=SURFACE_SCHEMA):
     cost: Cost
     provenance: dict[str, Any]
     directions: Tensor | None = field(default=None, repr=False, metadata=NOT_SAVED)
+
+    def plot(self, path: str | Path | None = None, **options: Any) -> "Figure":
+        """Draw the surface; see `landscape.plots.surface.plot_surface`."""
+        from landscape.plots.surface import plot_surface
+
+        return plot_surface(self.to_dict(), path, **options)
 
     def save_arrays(self, path: str | Path) -> None:
         """Write grid, loss, errors and accuracy as arrays, .npz or .safetensors.
