@@ -240,6 +240,9 @@ Debug = Annotated[
 ]
 
 
+NO_MODEL = Path()
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """What every command on a model is told about it."""
@@ -316,13 +319,20 @@ class ModelOptions:
         )
 
 
-def on_model(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose first parameter, `ModelOptions`, becomes options of the command line."""
+def on_model(command: Callable[..., None], *, model_required: bool = True) -> Callable[..., None]:
+    """A command whose first parameter, `ModelOptions`, becomes options of the command line.
+
+    Where the model is not required, its path is `NO_MODEL` if none was named.
+    """
+    defaults = {} if model_required else {"model": NO_MODEL}
     shared = [
         inspect.Parameter(
             option.name,
             inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=inspect.Parameter.empty if option.default is MISSING else option.default,
+            default=defaults.get(
+                option.name,
+                inspect.Parameter.empty if option.default is MISSING else option.default,
+            ),
             annotation=option.type,
         )
         for option in fields(ModelOptions)

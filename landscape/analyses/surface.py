@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from landscape.errors import InputError
 from landscape.estimators.loss_at import NORM_STATS, LossAt, Losses, NormStats, joined
 from landscape.memory import peak_bytes
 from landscape.operators.hessian import Hessian
+from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
 from landscape.results import SURFACE_SCHEMA, Cost, atomic, provenance
 from landscape.saved import NOT_SAVED, Result
@@ -143,6 +144,7 @@ def surface(
     command: str | None = None,
     resume: str | Path | None = None,
     say: Callable[[str], None] | None = None,
+    **execution: Unpack[Execution],
 ) -> Surface:
     """The loss on a grid of one, two or more directions through a model's weights.
 
@@ -164,7 +166,7 @@ def surface(
         check: whether the curvatures along the axes are checked.
         seed: of every random choice.
         progress: called with (phase, done, expected).
-        command, resume, say: see `spectrum`.
+        command, resume, say, execution: see `spectrum`.
 
     Raises:
         InputError: arguments that do not go together.
@@ -186,7 +188,7 @@ def surface(
     arguments |= {"ranks": list(ranks), "points": points, "extent": extent, "norm_stats": stats}
     if not isinstance(axes, str):
         arguments["directions"] = digest(axes if isinstance(axes, Tensor) else axes.directions)
-    operator = Hessian(problem)
+    operator = Hessian(problem, **execution)
     stage = stages(resume, operator, {"work": "surface"} | arguments, say)
     center = problem.loss()
     report = None if progress is None else partial(progress, "eigenvalues")
