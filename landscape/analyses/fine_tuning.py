@@ -45,7 +45,7 @@ def fine_tune(
                 optimizer.step()
                 with torch.no_grad():
                     for leaf, mask in zip(run.leaves, masks, strict=True):
-                        leaf.mul_(mask)
+                        leaf.masked_fill_(~mask, 0)  # also what is not finite
         trained = [leaf.detach() for leaf in run.leaves]
     write(problem, problem.layout.flatten(trained, trained[0]))
 
