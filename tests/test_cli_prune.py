@@ -85,6 +85,23 @@ def test_a_regression_is_judged_by_its_loss(run: Run, tiny_archive: Path) -> Non
     assert "diagonal Fisher, gradual" in done.stderr
 
 
+def test_training_that_diverges_is_not_trusted_and_its_numbers_are_written(
+    run: Run, tiny_archive: Path
+) -> None:
+    done = run(
+        *("prune", tiny_archive, "--sparsity", "0.5", "--recompute", "3", "--json", "p.json"),
+        *("--schedule", "gradual", "--learning-rate", "1e30", "--epochs-per-step", "2"),
+        *("--masks", "m.safetensors", "--pruned", "w.safetensors", "-o", "curve.png"),
+    )
+    assert done.returncode == 3, done.stderr
+    assert "where pruning stopped: raise the damping, lower the learning rate, or prune less" in (
+        " ".join(done.stderr.split())
+    )
+    assert "training loss" in done.stdout and "nan" in done.stdout
+    assert len(ls.Pruning.load("p.json").steps) == 2
+    assert all(Path(name).exists() for name in ("m.safetensors", "w.safetensors", "curve.png"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

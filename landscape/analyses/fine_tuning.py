@@ -20,8 +20,8 @@ def fine_tune(
     Args:
         problem: the model, the loss and the data; samples are shuffled and dealt into steps of 64 where
             they can be, and else come in their batches, in shuffled order.
-        kept: which of the selected parameters stay what they are not forced to be, bool (P,); the others
-            are set to 0 after every step.
+        kept: which of the selected parameters have not been pruned, bool (P,); the others are set to 0
+            after every step.
         epochs: passes over the data.
         learning_rate: of Adam.
         seed: of the order.

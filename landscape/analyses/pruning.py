@@ -201,8 +201,9 @@ def prune(
         scope: whether weights of all layers compete ("global"), or every layer gets the sparsity ("layer").
         pattern: (N, M) leaves at most N of M consecutive inputs of an output, as hardware for 2:4 wants
             them; layers whose inputs are no multiple of M stay dense.
-        structured: remove whole output channels (rows of the weight), by their joint saliency
-            ½ w_Sᵀ([F⁻¹]_SS)⁻¹w_S per weight; their biases stay.
+        structured: remove whole output channels, by their joint saliency ½ w_Sᵀ([F⁻¹]_SS)⁻¹w_S per weight;
+            their biases stay. They are the rows of the weights (inputs, in a transposed convolution).
+            Those of the last layer are its outputs: `prunable` can leave it out.
         prunable: glob(s) on the names of what may be pruned; default: weights of two dimensions or more.
         gradients: m per step; default 256, or all there are.
         damping: λ, in units of the loss² per parameter².
@@ -226,7 +227,7 @@ def prune(
         >>> model = torch.nn.Linear(3, 1, bias=False)
         >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 2.0, 1.0]]))
         >>> result = ls.prune(ls.Problem(model, "mse", (x, x @ model.weight.data.T + 1)), 1 / 3)
-        >>> result.masks["weight"], float(model.weight[0, 0])
+        >>> result.masks["weight"], model.weight[0, 0].item()
         (tensor([[False,  True,  True]]), 1.0)
     """
     start = time.perf_counter()
@@ -329,7 +330,7 @@ def prune(
 
 
 def _masks(problem: Problem, free: Tensor) -> dict[str, Tensor]:
-    """Which values of every selected parameter stay what they are not forced to be, by its name."""
+    """Which values of every selected parameter have not been pruned, by its name."""
     pieces = problem.layout.split(free)
     return dict(zip(problem.names, pieces, strict=True))
 

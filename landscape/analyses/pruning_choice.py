@@ -122,13 +122,15 @@ def within_pattern(
     """
     keep, among = pattern
     gone = torch.zeros_like(free)
+    for layer in layers:
+        gone[layer.where] = ~free[layer.where]
     for layer in _fitting(layers, pattern):
         rows, inputs, *_ = layer.shape
         shape = (rows, inputs // among, among, layer.size // (rows * inputs))
         own = scores[layer.where].masked_fill(~free[layer.where], -math.inf).view(shape)
         rank = own.argsort(dim=2, stable=True).argsort(dim=2)
-        gone[layer.where] = (rank < among - keep).reshape(-1)
-    return gone | (~free & _members(free, layers))
+        gone[layer.where] |= (rank < among - keep).reshape(-1)
+    return gone
 
 
 def require_pattern(layers: Sequence[Layer], pattern: Pattern) -> None:
@@ -184,10 +186,3 @@ def choose_channels(
 
 def _fitting(layers: Sequence[Layer], pattern: Pattern) -> list[Layer]:
     return [x for x in layers if len(x.shape) > 1 and x.shape[1] % pattern[1] == 0]
-
-
-def _members(free: Tensor, layers: Sequence[Layer]) -> Tensor:
-    found = torch.zeros_like(free)
-    for layer in layers:
-        found[layer.where] = True
-    return found

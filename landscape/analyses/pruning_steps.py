@@ -198,15 +198,11 @@ def _remove(
 ) -> tuple[Tensor, float | None]:
     """One step: what is removed from the problem's own model, bool (P,), and the predicted rise."""
     weights = current(problem).double()
-    rows = None if plan.method == "magnitude" else _rows(problem, plan, free, seed)
-    inverse = None
+    each, inverse = weights.square(), None
     if plan.method == "mfac":
-        assert rows is not None
-        inverse = InverseFisher.from_gradients(rows, plan.damping)
-    each = weights.square()
-    if plan.method == "diagonal":
-        assert rows is not None
-        each[free] *= 0.5 * _diagonal(rows, plan.damping)
+        inverse = InverseFisher.from_gradients(_rows(problem, plan, free, seed), plan.damping)
+    elif plan.method == "diagonal":
+        each[free] *= 0.5 * _diagonal(_rows(problem, plan, free, seed), plan.damping)
     if plan.structured:
         by_channel = _channel_scores(weights, each, inverse, free, layers)
         removed = choose_channels(by_channel, free, layers, sparsity, plan.scope)
