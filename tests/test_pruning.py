@@ -449,6 +449,13 @@ def test_accuracy_counts_tokens_that_are_not_ignored() -> None:
     )
 
 
+def test_accuracy_of_labels_of_two_kinds_goes_by_the_sign_of_the_logit() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(2.0)
+    x, y = torch.tensor([[-1.0], [0.2], [0.1], [3.0]]), torch.tensor([[0.0], [0.0], [1.0], [1.0]])
+    assert quality(ls.Problem(model, "bce_with_logits", (x, y))).accuracy == 0.75
+
+
 def test_closures_are_pruned_by_batch_gradients() -> None:
     torch.manual_seed(0)
     model = nn.Linear(5, 2)

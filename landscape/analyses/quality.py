@@ -21,7 +21,8 @@ class Quality:
 def quality(problem: Problem) -> Quality:
     """Loss and accuracy over all the data, in one pass in evaluation mode.
 
-    The accuracy is the share of class indices (ignored targets aside) at which the largest logit stands.
+    The accuracy is the share of class indices (ignored targets aside) at which the largest logit stands,
+    or of labels of two kinds that the sign of their logit tells.
 
     Example:
         >>> import torch, landscape as ls
@@ -46,7 +47,9 @@ def quality(problem: Problem) -> Quality:
 
 
 def _hits(objective: Objective, output: Any, target: Any) -> Tensor | None:
-    """Which terms of a batch are right; None unless targets are class indices."""
+    """Which terms of a batch are right; None unless targets are class indices, or labels 0 and 1."""
+    if objective.likelihood == "bernoulli":
+        return (output > 0) == (target > 0.5)
     if objective.likelihood not in ("categorical", "log-categorical"):
         return None
     if target.is_floating_point():
