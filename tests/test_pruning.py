@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import landscape as ls
 from landscape.analyses import pruning_choice as choice
+from landscape.analyses.fine_tuning import fine_tune
 from landscape.analyses.quality import quality
 from landscape.errors import InputError
 from landscape.operators import gradient_rows
@@ -356,6 +357,27 @@ def test_training_between_steps_mends_what_pruning_broke() -> None:
     assert torch.equal(trained.state["norm.running_mean"], net_problem().model.norm.running_mean)
 
 
+def test_training_is_adam_over_shuffled_samples_with_pruned_weights_at_zero() -> None:
+    source = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(100, k, generator=source, dtype=torch.float64) for k in (4, 3))
+    problem = ls.Problem(nn.Linear(4, 3).double(), "mse", (x, y), batch_size=30)
+    model, mask = copy.deepcopy(problem.model), torch.arange(15) % 3 > 0
+    fine_tune(problem, mask, epochs=2, learning_rate=0.1, seed=7)
+    optimizer, source = torch.optim.Adam(model.parameters(), lr=0.1), source.manual_seed(7)
+    for _ in range(2):
+        for rows in torch.randperm(100, generator=source).split(64):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+            model.weight.data *= mask[:12].view(3, 4)
+            model.bias.data *= mask[12:]
+    for found, expected in zip(problem.model.parameters(), model.parameters(), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-10)
+    options: dict[str, Any] = {"method": "magnitude", "schedule": "gradual", "recompute": 1}
+    one, other = (ls.prune(problem, 0.5, seed=seed, **options) for seed in (1, 2))
+    assert one.after.loss != other.after.loss
+
+
 def test_training_that_diverges_ends_the_steps_with_its_numbers_kept() -> None:
     source = torch.Generator().manual_seed(0)
     data = torch.randn(9, 4, generator=source), torch.randn(9, 4, generator=source)
@@ -443,6 +465,8 @@ def test_accuracy_counts_tokens_that_are_not_ignored() -> None:
     labels = torch.tensor([[0, 1, 3], [3, -100, -100]])
     found = quality(ls.Problem(model, "token_cross_entropy", [(words, labels)]))
     assert found.accuracy == 0.75
+    expected = nn.functional.cross_entropy(model(words).flatten(0, 1), labels.flatten())
+    assert found.loss == pytest.approx(expected.item())
     assert (
         quality(ls.Problem(nn.Linear(2, 1), "mse", (torch.ones(3, 2), torch.ones(3, 1)))).accuracy
         is None
