@@ -61,7 +61,7 @@ def test_prune_writes_masks_weights_numbers_and_a_figure_beside_the_model(
     assert axes.get_lines()[-1].get_ydata()[-1] == 100 * saved["held_out_after"]["accuracy"]
     assert axes.get_ylabel() == "accuracy on held-out data (%)"
     problem = ls.load_problem(digits_archive)
-    found = ls.prune(problem, 0.8, recompute=2)
+    found = ls.prune(problem, 0.8, recompute=2, compare=False)
     assert found.state is not None
     assert all(torch.equal(found.state[name], weights[name]) for name in weights)
 
