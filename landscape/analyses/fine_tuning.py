@@ -20,8 +20,8 @@ def fine_tune(
     Args:
         problem: the model, the loss and the data; samples are shuffled and dealt into steps of 64 where
             they can be, and else come in their batches, in shuffled order.
-        kept: which of the selected parameters stay what they are not forced to be, bool (P,); the others
-            are set to 0 after every step.
+        kept: which of the selected parameters have not been pruned, bool (P,); the others are set to 0
+            after every step.
         epochs: passes over the data.
         learning_rate: of Adam.
         seed: of the order.
@@ -45,7 +45,7 @@ def fine_tune(
                 optimizer.step()
                 with torch.no_grad():
                     for leaf, mask in zip(run.leaves, masks, strict=True):
-                        leaf.mul_(mask)
+                        leaf.masked_fill_(~mask, 0)  # also what is not finite
         trained = [leaf.detach() for leaf in run.leaves]
     write(problem, problem.layout.flatten(trained, trained[0]))
 
