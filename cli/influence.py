@@ -1,5 +1,6 @@
 """`landscape influence`: the training samples that help or harm a trained model most on some queries."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -125,8 +126,9 @@ def influence(
 
     For every training sample the change of the query's loss, to first order, if it were left out and the
     model trained anew: the most helpful samples are those without which it would rise. The data of the
-    model must be those that it was trained on. Exit code 3 when a linear system was not solved, or the
-    model is at no minimum; the results are written all the same.
+    model must be those that it was trained on; all of them are used, also of an archive that is measured on
+    a part. Exit code 3 when a linear system was not solved, or the
+    damped matrix has negative curvature; the results are written all the same.
 
         landscape influence model.pt --query 0,5,17 --query-data digits:test
     """
@@ -141,7 +143,13 @@ def influence(
     if method not in METHODS:
         raise InputError(f"--method is {method!r}: choose one of {', '.join(METHODS)}")
     queries = parse_query(query)
-    require_room(len(queries))
+    require_room(len(queries), top)
+    if about.limit not in (None, "0"):
+        raise InputError(
+            "--limit takes a random part of the data, in which positions are others, and leaving out is "
+            "about all the data that the model was trained on: leave --limit out"
+        )
+    about = replace(about, limit="0")  # also of an archive that is measured on a part
     model = about.model
     figure = output or model.with_name(f"{model.stem}.influence.pdf")
     require_ending(figure)
@@ -157,7 +165,7 @@ def influence(
     if query_data is not None:
         reading = {"target": about.target, "tokenizer": about.tokenizer, "context": about.context}
         data = read_data(query_data, say=say, **reading)  # type: ignore[arg-type]
-    with phases(messages) as progress:
+    with phases(messages, unit="steps") as progress:
         result = analyse(
             problem,
             queries,
