@@ -11,7 +11,7 @@ from landscape.errors import InputError
 from . import matrix_options as matrix
 from . import options, remarks
 from .options import CURVATURE, MODEL, OUTPUT
-from .output import console, deliver, one_line, require_outputs
+from .output import console, deliver, require_outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,13 +112,7 @@ def influence(
     ] = 5,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE",
-            help="Figure: .pdf, .png or .svg. [default: MODEL.influence.pdf]",
-            rich_help_panel=OUTPUT,
-        ),
+        options.figure("Figure: .pdf, .png or .svg. [default: MODEL.influence.pdf]"),
     ] = None,
     json_file: options.Json = None,
 ) -> None:
@@ -134,7 +128,6 @@ def influence(
     """
     from landscape.analyses.influence import influence as analyse
     from landscape.estimators.solve import METHODS
-    from landscape.loading.data import read_data
     from landscape.plots.influence import require_room
     from landscape.plots.writing import require_ending
 
@@ -157,14 +150,8 @@ def influence(
     execution = about.execution()
     messages = console(stderr=True)
 
-    def say(sentence: str) -> None:
-        messages.print(one_line(sentence), style="dim", markup=False, soft_wrap=True)
-
     problem = about.load(messages)
-    data = None
-    if query_data is not None:
-        reading = {"target": about.target, "tokenizer": about.tokenizer, "context": about.context}
-        data = read_data(query_data, say=say, **reading)  # type: ignore[arg-type]
+    data = None if query_data is None else about.read(query_data, messages)
     with phases(messages, unit="steps") as progress:
         result = analyse(
             problem,

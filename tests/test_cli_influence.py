@@ -11,7 +11,8 @@ from landscape.results import to_json
 
 
 def test_influence_prints_and_writes_what_the_analysis_finds(run: Run, tiny_archive: Path) -> None:
-    asked = ("--query", "0,5", "--query-data", "diabetes:test", "--damping", "0.01", "--top", "3")
+    asked = ("--query", "0,5", "--query-data", "diabetes:test", "--damping", "0.02", "--top", "3")
+    asked += ("--operator", "fisher", "--samples", "2", "--seed", "7")
     done = run("influence", tiny_archive, *asked, "--json", "i.json", "-o", "i.png")
     assert done.returncode == 0, done.stderr
     saved = json.loads(Path("i.json").read_text())
@@ -21,12 +22,20 @@ def test_influence_prints_and_writes_what_the_analysis_finds(run: Run, tiny_arch
     problem = ls.load_problem(tiny_archive, limit=0)  # the archive is measured on 64 of them
     from landscape.demos.data import load_data
 
-    expected = ls.influence(problem, [0, 5], data=load_data("diabetes:test"), damping=0.01)
+    expected = ls.influence(
+        problem,
+        [0, 5],
+        data=load_data("diabetes:test"),
+        damping=0.02,
+        operator="fisher",
+        samples=2,
+        seed=7,
+    )
     found = ls.Influence.load("i.json")
     assert (found.queries[1].effects == expected.queries[1].effects).all()
     assert json.loads(to_json(found.to_dict())) == saved
     for said in (
-        "GaussNewton of",
+        "Fisher of",
         "query 5, sample of diabetes:test: loss",
         "helps",
         "harms",
@@ -35,7 +44,10 @@ def test_influence_prints_and_writes_what_the_analysis_finds(run: Run, tiny_arch
         "wrote i.png",
     ):
         assert said in done.stdout
-    assert Path("i.png").stat().st_size > 1000
+    from matplotlib.image import imread
+
+    found.plot("three.png", top=3)
+    assert imread("i.png").shape == imread("three.png").shape  # as high as its bars need
 
 
 def test_queries_are_training_samples_unless_said(run: Run, tiny_archive: Path) -> None:
@@ -100,3 +112,28 @@ def test_wrong_usage_is_refused_in_a_sentence(
     done = run("influence", tiny_archive, "-o", "i.pdf", *options)
     assert done.returncode == 2 and sentence in done.stderr
     assert "Traceback" not in done.stderr and not Path("i.pdf").exists()
+
+
+def test_other_texts_are_read_with_the_tokenizer_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other tokens would give the queries another meaning, and no error."""
+    from landscape_cli.options import ModelOptions
+    from landscape_cli.output import console
+
+    text, folder = tmp_path / "query.txt", tmp_path / "model"
+    text.write_text("a text")
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text("{}")
+    asked: list[object] = []
+    monkeypatch.setattr(
+        "landscape.loading.data.read_data", lambda name, **how: asked.append(how["tokenizer"])
+    )
+    for options, name in (
+        (ModelOptions(folder), str(text)),
+        (ModelOptions(folder, tokenizer="ascii"), str(text)),
+        (ModelOptions(folder), "digits:test"),
+        (ModelOptions(tmp_path), str(text)),
+    ):
+        options.read(name, console())
+    assert asked == [str(folder), "ascii", None, None]

@@ -199,6 +199,7 @@ def test_batches_do_not_matter() -> None:
     assert np.allclose(effects(others), effects(expected), rtol=1e-6, atol=1e-10)
     assert expected.targets == y.tolist() and expected.queries[1].target == int(y[-1])
     assert others.queries[1].target == int(y[-1])
+    assert others.provenance["query_data_fingerprint"] != problem.data_fingerprint
 
 
 # --- derivatives of samples ----------------------------------------------------------------------
@@ -266,10 +267,13 @@ def test_cost_counts_the_gradients_of_an_inverse_fisher_matrix(monkeypatch) -> N
     class Slow(ls.InverseFisher):
         def __init__(self, *given, **named) -> None:  # type: ignore[no-untyped-def]
             time.sleep(0.2)
+            assert named["memory"] == 10**6
             super().__init__(*given, **named)
 
     monkeypatch.setattr(module, "InverseFisher", Slow)
-    found = ls.influence(net_problem(), [3], operator="inverse-fisher", rank=20, damping=0.1)
+    found = ls.influence(
+        net_problem(), [3], operator="inverse-fisher", rank=20, damping=0.1, memory=10**6
+    )
     assert found.cost.seconds > 0.2
 
 
@@ -293,7 +297,12 @@ def test_negative_curvature_and_unsolved_systems_are_said() -> None:
 def test_result_is_saved_whole(tmp_path: Path) -> None:
     phases: list[tuple[str, int, int]] = []
     found = ls.influence(
-        net_problem(), [3, 5], damping=0.5, progress=lambda *done: phases.append(done)
+        net_problem(),
+        [3, 5],
+        damping=0.5,
+        method="nystrom",
+        rank=20,
+        progress=lambda *done: phases.append(done),
     )
     assert {phase for phase, _, _ in phases} == {"inverse products", "training samples"}
     assert all(done <= expected for _, done, expected in phases)
@@ -304,8 +313,25 @@ def test_result_is_saved_whole(tmp_path: Path) -> None:
     best, worst = query.most_helpful(2), query.most_harmful(1)
     order = np.argsort(query.effects)
     assert best == order[::-1][:2].tolist() and worst == order[:1].tolist()
+    problem = net_problem()
+    assert found.loss == problem.loss()
+    assert found.gradient_norm == float(problem.gradient().norm())
+    assert found.provenance["query_data_fingerprint"] == problem.data_fingerprint
+    assert found.provenance["arguments"]["rank"] == 20
     assert found.cost.products >= 2 and found.cost.gradient_equivalents is not None
     assert found.provenance["problem"]["samples"] == found.samples == len(query.effects)
+
+
+def test_samples_without_effect_neither_help_nor_harm() -> None:
+    """Perfectly fitted, so that no sample has a gradient: nothing to name, nothing to draw."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    x = torch.ones(3, 1)
+    found = ls.influence(ls.Problem(model, "mse", (x, x)), [0])
+    query = found.queries[0]
+    assert query.most_helpful() == query.most_harmful() == [] and query.loss == 0
+    (panel,) = found.plot().axes
+    assert [text.get_text() for text in panel.texts] == ["no sample has an effect"]
 
 
 def test_nothing_of_the_user_is_changed() -> None:
