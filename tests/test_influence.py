@@ -149,6 +149,16 @@ def test_every_matrix_gives_the_effects_of_its_dense_inverse(name: str) -> None:
     assert np.array_equal(effects(given), effects(found))
 
 
+def test_seed_is_also_of_the_targets_drawn_for_a_fisher_matrix() -> None:
+    problem, options = net_problem(), {"operator": "fisher", "samples": 1, "damping": 0.5}
+    first, again, other = (
+        effects(ls.influence(problem, [3], seed=seed, **options)) for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first, again) and not np.allclose(first, other, rtol=1e-3)
+    drawn = ls.Fisher(problem, samples=1, seed=2)
+    assert np.array_equal(other, effects(ls.influence(problem, [3], operator=drawn, damping=0.5)))
+
+
 @pytest.mark.parametrize("method", ["cg", "minres", "nystrom", "neumann", "mfac"])
 def test_every_solver_gives_the_same_effects(method: str) -> None:
     problem = net_problem()

@@ -276,7 +276,7 @@ def _operator(
         memory = execution.get("memory", "auto")
         A = InverseFisher(problem, rank, damping, seed=seed, memory=memory)
     elif operator in OPERATORS:
-        return operator_of(problem, operator, samples=samples, **execution)
+        return operator_of(problem, operator, samples=samples, seed=seed, **execution)
     else:
         raise InputError(
             f"unknown operator {operator!r}: choose one of {', '.join([*OPERATORS, INVERSE])}"
