@@ -173,13 +173,7 @@ def surface(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE",
-            help="Figure: .pdf, .png, .svg or .html. [default: MODEL.surface.pdf]",
-            rich_help_panel=OUTPUT,
-        ),
+        options.figure("Figure: .pdf, .png, .svg or .html. [default: MODEL.surface.pdf]"),
     ] = None,
     json_file: options.Json = None,
 ) -> None:
