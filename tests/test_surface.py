@@ -230,6 +230,30 @@ def test_a_loss_of_zero_has_no_multiple() -> None:
         ls.surface(problem, ranks=(1,))
 
 
+def test_gradient_norms_and_eigenvalues_are_those_of_models_at_the_points() -> None:
+    problem = relu_net()
+    axes = ls.random_axes(problem)
+    found = ls.surface(
+        problem, axes, points=3, extent=0.3, gradient_norm=True, curvature=2, check=False
+    )
+    assert found.gradient_norm is not None and found.curvature is not None
+    other = problem.separate()
+    own = [p.detach().clone() for p in other.selected()]
+    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        c = torch.tensor([found.curvature.grid[0][i], found.curvature.grid[1][j]])
+        parts = problem.layout.split(axes.directions @ c.to(axes.directions))
+        with torch.no_grad():
+            for p, value, part in zip(other.selected(), own, parts, strict=True):
+                p.copy_(value + part)
+        values = torch.linalg.eigvalsh(ls.Hessian(other).dense())
+        slack = 0.02 * float(values.abs().max())
+        assert found.curvature.largest[i, j] == pytest.approx(float(values[-1]), abs=slack)
+        assert found.curvature.smallest[i, j] == pytest.approx(float(values[0]), abs=slack)
+        slope = float(other.gradient().norm())
+        assert found.gradient_norm[2 * i, 2 * j] == pytest.approx(slope, rel=1e-4)
+    assert found.gradient_norm.shape == (3, 3) and found.cost.products > 0
+
+
 def test_nothing_leaks_and_a_seed_means_one_surface() -> None:
     problem = relu_net()
     before = {k: v.clone() for k, v in problem.model.state_dict().items()}

@@ -162,6 +162,34 @@ class LossAt:
                 self.evaluations += len(some)
                 yield self._losses(sums)
 
+    def gradient_norms(
+        self, coordinates: Tensor, *, progress: Callable[[int, int], None] | None = None
+    ) -> Tensor:
+        """‖∇L‖ at points, with respect to all selected parameters, (K,) float64.
+
+        Args:
+            coordinates: (K, d).
+            progress: called with (points done, points).
+        """
+        found = []
+        with self.problem.evaluation() as run:
+            for c in coordinates.to(self.directions):
+                run.move(self.directions @ c)
+                if self._statistics:
+                    with torch.no_grad():
+                        self._reestimate(run)
+                total = torch.zeros_like(self.directions[:, 0])
+                for batch in run.batches():
+                    loss, _ = run.total(batch)
+                    parts = torch.autograd.grad(loss, run.leaves, allow_unused=True)
+                    total += self.problem.layout.flatten(parts, total)
+                found.append(total.double().norm().cpu() / self.problem.terms)
+                run.place(run.values)
+                self.evaluations += 1
+                if progress is not None:
+                    progress(len(found), len(coordinates))
+        return torch.stack(found)
+
     def _losses(self, sums: _Sums) -> Losses:
         """Means, and standard errors of ratios: sums over units by the numbers of their terms."""
         terms, total = self._terms, self._terms.sum()
