@@ -1,5 +1,6 @@
 """Surfaces: the right loss at the right place, checked, resumable, and saved whole."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,31 @@ def test_curvature_is_found_on_its_plateau_where_rectifiers_have_kinks() -> None
     for check in found.checks.axes:
         assert check.relative_error is not None and check.relative_error < 0.01
         assert check.eigenvalue_error is not None and check.eigenvalue_error < 0.01
+
+
+def one_weight(loss: Callable[[Tensor], Tensor]) -> ls.Problem:
+    """A problem whose loss is any function of a single weight, which is 1."""
+    model = nn.Linear(1, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    data = [torch.ones(1, 1).double()]
+    return ls.Problem.from_closure(model, lambda m, x: (loss(m(x)).mean(), 1), data)
+
+
+def test_curvature_at_the_scale_of_the_picture_is_per_unit_of_length() -> None:
+    problem = one_weight(lambda w: w**4)
+    found = ls.surface(problem, torch.full((1, 1), 2.0).double(), points=5, extent=0.6)
+    step = 0.3 * 2  # a quarter of the range, in weight space
+    assert found.checks.curvature_at_scale == pytest.approx([12 + 2 * step**2])
+
+
+def test_steps_beyond_a_kink_are_not_taken_for_the_curvature() -> None:
+    problem = one_weight(lambda w: w**2 / 2 + 5 * torch.relu(w - 1 - 2e-4))
+    found = ls.surface(problem, torch.ones(1, 1).double(), points=3, extent=0.5)
+    assert found.checks.axes is not None
+    check = found.checks.axes[0]
+    assert check.curvature == pytest.approx(1) and check.second_difference == pytest.approx(1)
+    assert check.step is not None and check.step < 2e-4
 
 
 def test_a_wrong_eigenvalue_is_noticed() -> None:
