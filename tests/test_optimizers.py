@@ -212,26 +212,33 @@ def test_mfac_agrees_with_the_window_of_the_operators(dtype: torch.dtype) -> Non
     assert optimizer.state[parameter]["rows"].dtype == dtype
 
 
-def test_sparse_rows_agree_with_those_of_the_operators_and_lose_nothing_for_good() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sparse_rows_agree_with_those_of_the_operators_and_lose_nothing_for_good(
+    dtype: torch.dtype,
+) -> None:
     gradients = torch.randn(9, 60, generator=torch.Generator().manual_seed(2))
     parameter = nn.Parameter(torch.zeros(60))
-    optimizer = MFAC([parameter], 1.0, momentum=0, window=9, damping=0.01, density=0.1)
+    options = {"window": 9, "damping": 0.01, "density": 0.1, "window_dtype": dtype}
+    optimizer = MFAC([parameter], 1.0, momentum=0, **options)
     window = DynamicMFAC(60, 9, 0.01, rows=SparseRows(9, 60, share=0.1))
     for direction, gradient in zip(pushed(optimizer, parameter, gradients), gradients, strict=True):
         window.push(gradient)
-        assert torch.allclose(direction, window.newest(), rtol=1e-5, atol=1e-5)
+        if dtype == torch.float32:
+            assert torch.allclose(direction, window.newest(), rtol=1e-5, atol=1e-5)
     state = optimizer.state[parameter]
     assert state["values"].shape == (9, 6)
-    stored = torch.zeros(60).index_add(0, state["places"].flatten(), state["values"].flatten())
+    stored = torch.zeros(60).index_add(
+        0, state["places"].flatten(), state["values"].float().flatten()
+    )
     assert torch.allclose(stored + state["error"], gradients.sum(0), atol=1e-5)
 
 
-def test_a_parameter_without_numbers_is_no_trouble_to_a_sparse_window() -> None:
-    none, some = nn.Parameter(torch.zeros(0)), nn.Parameter(torch.ones(4))
-    optimizer = MFAC([none, some], density=0.5)
-    (some.sum() + none.sum()).backward()
+def test_a_sparse_window_keeps_one_number_of_few_and_none_of_none() -> None:
+    none, few = nn.Parameter(torch.zeros(0)), nn.Parameter(torch.ones(4))
+    optimizer = MFAC([none, few], density=0.01)
+    (few.sum() + none.sum()).backward()
     optimizer.step()
-    assert (some < 1).sum() == 2
+    assert (few < 1).sum() == 1
 
 
 def test_a_missing_gradient_counts_as_zero_and_moves_nothing() -> None:
@@ -335,6 +342,24 @@ def test_adahessian_matches_its_formulas_in_float64_step_by_step(
         assert close(model, theta)
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 2, 2)])
+@pytest.mark.parametrize("average", [True, False])
+def test_adahessian_averages_over_the_positions_of_a_kernel_and_no_more(
+    average: bool, shape: tuple[int, ...]
+) -> None:
+    weights = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    parameter = nn.Parameter(torch.ones(shape, dtype=DOUBLE))
+    optimizer = AdaHessian([parameter], betas=(0.9, 0.75), block_average=average)
+    loss = (weights * parameter.square()).sum() / 2  # |Hz| is the weights, whatever the signs
+    optimizer.update_hessian(loss)
+    loss.backward()
+    optimizer.step()
+    if average and len(shape) > 2:
+        weights = weights.mean(tuple(range(2, len(shape))), keepdim=True).expand(shape)
+    square = optimizer.state[parameter]["square"]
+    assert torch.allclose(4 * square, weights.square(), rtol=1e-14)
+
+
 def quadratic(parameter: Tensor) -> Tensor:
     matrix = torch.tensor([[1.0, 2], [2, 1]], dtype=DOUBLE)
     return parameter @ matrix @ parameter / 2
@@ -387,6 +412,9 @@ def test_the_draws_are_what_they_are_called_and_new_at_every_step() -> None:
         assert abs(squares.mean() - 1) < 5 * (2 / 20_000) ** 0.5
         assert abs(squares.square().mean() - 3) < 5 * (96 / 20_000) ** 0.5
     assert not torch.equal(drawn[SophiaH, 0], drawn[SophiaH, 1])
+    other = SophiaH([parameter], seed=6)
+    other.update_hessian(parameter.square().sum() / 2)
+    assert not torch.equal(drawn[SophiaH, 0], other.state[parameter]["collected"])
     signs = adahessian.rademacher(parameter, torch.Generator().manual_seed(0))
     assert signs.abs().eq(1).all()
     assert abs(signs.mean()) < 5 / 20_000**0.5
@@ -515,6 +543,25 @@ def test_labels_are_drawn_with_the_probabilities_of_the_softmax() -> None:
     shares = labels.bincount(minlength=4) / 40_000
     expected = logits[0].softmax(0)
     assert ((shares - expected).abs() < 5 * (expected * (1 - expected) / 40_000).sqrt()).all()
+
+
+def test_labels_are_drawn_in_float32_and_anew_for_every_part_of_a_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[torch.dtype, Tensor]] = []
+    true = sophia.sampled_labels
+
+    def drawn(logits: Tensor, source: torch.Generator) -> Tensor:
+        seen.append((logits.dtype, true(logits, source)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(sophia, "sampled_labels", drawn)
+    parameter = nn.Parameter(torch.zeros(100, 3, dtype=torch.bfloat16))
+    optimizer = SophiaG([parameter])
+    for _ in range(2):
+        optimizer.update_hessian(parameter * 1)
+    assert [dtype for dtype, _ in seen] == [torch.float32] * 2
+    assert not torch.equal(seen[0][1], seen[1][1])
 
 
 def test_the_samples_of_a_sequence_model_are_its_tokens() -> None:

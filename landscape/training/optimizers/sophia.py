@@ -199,7 +199,7 @@ class SophiaG(_Sophia):
                 f"update_hessian takes logits (…, classes) with their graph, not {tuple(logits.shape)}"
                 f"{'' if logits.requires_grad else ' without one'}: call it before loss.backward()"
             )
-        rows = logits.flatten(0, -2).float() if logits.dtype.itemsize < 4 else logits.flatten(0, -2)
+        rows = logits.flatten(0, -2).to(working_dtype(logits))
         wanted = [p for _, p in self._parameters() if p.requires_grad]
         labels = sampled_labels(rows.detach(), self._sources()(rows.device))
         self.shared["draws"] += 1
