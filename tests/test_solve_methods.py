@@ -269,6 +269,8 @@ def test_lissa_begins_at_the_start_and_solves_zero_by_zero() -> None:
     found = ls.solve(A, b, damping=damping, start=start, method="lissa", max_iterations=20)
     assert found.status[0] == "converged" and not found.x[:, 0].any()
     assert found.residuals[:, 0].tolist() == [0, 0]
+    cold = ls.solve(A, b, damping=damping, method="lissa", max_iterations=5)
+    assert cold.residuals[:, 0].tolist() == [0, 0] and cold.residuals[0, 1] == 1
     begun = (b - damped @ start)[:, 1].norm() / b[:, 1].norm()
     assert found.residuals[0, 1] == pytest.approx(float(begun), rel=1e-12)
 
