@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from landscape.analyses.axes import trajectory_axes as trajectory_axes
     from landscape.analyses.bench import Bench as Bench
     from landscape.analyses.bench import bench as bench
+    from landscape.analyses.connectivity import Connectivity as Connectivity
+    from landscape.analyses.connectivity import connectivity as connectivity
     from landscape.analyses.eigen import Eigen as Eigen
     from landscape.analyses.eigen import eigen as eigen
     from landscape.analyses.influence import Influence as Influence
@@ -67,6 +69,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Bench": "analyses.bench",
     "bench": "analyses.bench",
+    "Connectivity": "analyses.connectivity",
+    "connectivity": "analyses.connectivity",
     "Eigen": "analyses.eigen",
     "eigen": "analyses.eigen",
     "Axes": "analyses.axes",
@@ -121,6 +125,7 @@ _HOMES = {
 __all__ = [
     "Axes",
     "Bench",
+    "Connectivity",
     "Eigen",
     "EmpiricalFisher",
     "Fisher",
@@ -145,6 +150,7 @@ __all__ = [
     "UntrustedResult",
     "as_operator",
     "bench",
+    "connectivity",
     "criteria",
     "diagonal",
     "effective_dimension",
