@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from landscape.analyses.spectrum import spectrum as spectrum
     from landscape.analyses.surface import Surface as Surface
     from landscape.analyses.surface import surface as surface
+    from landscape.analyses.topology import Topology as Topology
+    from landscape.analyses.topology import topology as topology
     from landscape.analyses.trace import Trace as Trace
     from landscape.analyses.trace import trace_of as trace_of
     from landscape.errors import InputError as InputError
@@ -92,6 +94,8 @@ _HOMES = {
     "sampling_error": "analyses.sampling",
     "Spectrum": "analyses.spectrum",
     "spectrum": "analyses.spectrum",
+    "Topology": "analyses.topology",
+    "topology": "analyses.topology",
     "Trace": "analyses.trace",
     "trace_of": "analyses.trace",
     "InputError": "errors",
@@ -146,6 +150,7 @@ __all__ = [
     "Solution",
     "Spectrum",
     "Surface",
+    "Topology",
     "Trace",
     "UntrustedResult",
     "as_operator",
@@ -174,6 +179,7 @@ __all__ = [
     "spectral_density",
     "spectrum",
     "surface",
+    "topology",
     "trace",
     "trace_of",
     "training",
