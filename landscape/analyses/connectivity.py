@@ -19,7 +19,7 @@ from landscape.errors import InputError
 from landscape.estimators.loss_at import NORM_STATS, LossAt, Losses, NormStats
 from landscape.memory import peak_bytes
 from landscape.problem import Problem
-from landscape.results import CONNECTIVITY_SCHEMA, Cost, Measured, atomic, provenance
+from landscape.results import CONNECTIVITY_SCHEMA, Cost, atomic, provenance
 from landscape.saved import NOT_SAVED, Result
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def connectivity(
                 "the trained path rises no less than the straight line: raise epochs, or lower learning_rate"
             )
     seconds = time.perf_counter() - start
-    arguments = {"path": path, "points": points, "bends": bends, "epochs": epochs}
+    arguments: dict[str, Any] = {"path": path, "points": points, "bends": bends, "epochs": epochs}
     arguments |= {"learning_rate": learning_rate, "norm_stats": stats, "seed": seed}
     return Connectivity(
         parameters=problem.size,
