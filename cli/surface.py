@@ -137,6 +137,14 @@ def surface(
             rich_help_panel=CURVATURE,
         ),
     ] = "auto",
+    adaptive: Annotated[
+        bool,
+        typer.Option(
+            "--adaptive",
+            help="Compute only as many points as are needed; interpolate the others to 1 % of the loss's span.",
+            rich_help_panel=CURVATURE,
+        ),
+    ] = False,
     reestimate: Annotated[
         bool,
         typer.Option(
@@ -165,13 +173,7 @@ def surface(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE",
-            help="Figure: .pdf, .png, .svg or .html. [default: MODEL.surface.pdf]",
-            rich_help_panel=OUTPUT,
-        ),
+        options.figure("Figure: .pdf, .png, .svg or .html. [default: MODEL.surface.pdf]"),
     ] = None,
     json_file: options.Json = None,
 ) -> None:
@@ -234,6 +236,7 @@ def surface(
             points=counts[0] if len(counts) == 1 else counts,
             extent=ends[0] if len(ends) == 1 else ends,
             norm_stats="reestimated" if reestimate else None,
+            adaptive=adaptive,
             check=check,
             seed=about.seed,
             progress=progress,
@@ -347,6 +350,13 @@ def _show(screen: "Console", result: "Surface", model: Path) -> None:
         facts.add_row("scale", f"of the weights by {result.normalisation}")
     if result.norm_stats is not None:
         facts.add_row("batch norm", f"{result.norm_stats} statistics at every point")
+    if result.interpolation is not None and result.interpolation.computed < result.loss.size:
+        about = result.interpolation
+        facts.add_row(
+            "interpolated",
+            f"{about.points - about.computed:,} of {about.points:,} points, off by at most "
+            f"{100 * about.error:.1g} % of the loss's span on {about.held_back} held back",
+        )
     for marker in result.markers[-3:]:
         facts.add_row(escaped(marker.name), f"{number(marker.distance)} from the plane")
     for note in result.notes:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from landscape.analyses.adaptive import Interpolation, fill
 from landscape.analyses.axes import (
     Axes,
     Axis,
@@ -76,6 +77,8 @@ class Surface(Result, schema=SURFACE_SCHEMA):
         accuracy: share of right classes; None where there are no classes.
         center: the loss at the model's weights.
         markers: other models in the picture.
+        computed: which points were computed, the others being interpolated, and `interpolation` how well;
+            None where all were.
         checks: see `Checks`.
         evaluations: points at which the loss was computed.
         at_once: points computed together.
@@ -103,6 +106,8 @@ class Surface(Result, schema=SURFACE_SCHEMA):
     failures: list[str]
     cost: Cost
     provenance: dict[str, Any]
+    computed: NDArray[np.bool_] | None = None
+    interpolation: Interpolation | None = None
     directions: Tensor | None = field(default=None, repr=False, metadata=NOT_SAVED)
 
     def save_arrays(self, path: str | Path) -> None:
@@ -138,6 +143,8 @@ def surface(
     points: int | Sequence[int] = 51,
     extent: float | Sequence[float | Extent] | Literal["auto"] = "auto",
     norm_stats: NormStats | None = None,
+    adaptive: bool = False,
+    tolerance: float = 0.01,
     check: bool = True,
     seed: int = 0,
     progress: Callable[[Phase, int, int], None] | None = None,
@@ -163,6 +170,8 @@ def surface(
         extent: half the range along all axes or along each, or (low, high) for each; "auto": to where the
             loss is five times the model's, or around the models in the plane.
         norm_stats: of batch normalisation, see `LossAt`.
+        adaptive: compute only as many points as are needed and interpolate the others, to a largest error of
+            `tolerance` of the span of the loss, on points held back; see `fill`.
         check: whether the curvatures along the axes are checked.
         seed: of every random choice.
         progress: called with (phase, done, expected).
@@ -185,6 +194,7 @@ def surface(
     if stats not in NORM_STATS:
         raise InputError(f"norm_stats is {stats!r}: choose {', '.join(map(repr, NORM_STATS))}")
     arguments: dict[str, Any] = {"axes": axes if isinstance(axes, str) else "given", "seed": seed}
+    arguments |= {"adaptive": adaptive, "tolerance": tolerance if adaptive else None}
     arguments |= {"ranks": list(ranks), "points": points, "extent": extent, "norm_stats": stats}
     if not isinstance(axes, str):
         arguments["directions"] = digest(axes if isinstance(axes, Tensor) else axes.directions)
@@ -200,7 +210,13 @@ def surface(
     grid = [np.linspace(*ends, count) for ends, count in zip(extents, counts, strict=True)]
     report = None if progress is None else partial(progress, "points")
     evaluating = stage("points")
-    found = _evaluate(loss_at, _coordinates(grid), evaluating, operator, report)
+    evaluate = _Evaluated(loss_at, evaluating, operator, report)
+    computed, interpolation = None, None
+    if adaptive:
+        found, computed, interpolation = fill(evaluate, grid, tolerance=tolerance, seed=seed)
+    else:
+        found = evaluate(_coordinates(grid))
+    evaluate.finish()
     checks = _checks(problem, chosen, loss_at, extents, center, check=check)
     seconds = time.perf_counter() - start
     seconds += 0 if evaluating.earlier is None else evaluating.earlier.seconds
@@ -232,6 +248,8 @@ def surface(
         failures=[*chosen.failures, *_failures(chosen.axes, checks)],
         cost=cost if chosen.cost is None else chosen.cost + cost,
         provenance=provenance(problem, seed=seed, command=command) | {"arguments": arguments},
+        computed=computed,
+        interpolation=interpolation,
         directions=chosen.directions,
     )
 
@@ -292,31 +310,46 @@ def _coordinates(grid: Sequence[Array]) -> Tensor:
     return torch.from_numpy(np.stack([g.ravel() for g in np.meshgrid(*grid, indexing="ij")], 1))
 
 
-def _evaluate(
-    loss_at: LossAt,
-    coordinates: Tensor,
-    stage: Stage,
-    operator: Hessian,
-    progress: Callable[[int, int], None] | None,
-) -> Losses:
-    """The loss at all points; what an earlier run did is not done again."""
-    meter, found, done = stage.meter(operator), [], 0
-    if stage.state is not None:
-        found = [Losses(**stage.state["losses"])]
-        loss_at.at_once, done = stage.state["at_once"], len(found[0].loss)
-        loss_at.evaluations += done
-    while done < len(coordinates):
-        for part in loss_at.parts(coordinates[done:]):
-            found.append(part)
-            done += len(part.loss)
-            if progress is not None:
-                progress(done, len(coordinates))
-            stage.offer(meter, lambda: _state(loss_at, found), done=done == len(coordinates))
-    return joined(found)
+class _Evaluated:
+    """The losses at points, in the order they are asked for; what an earlier run did is not done again."""
 
+    def __init__(
+        self,
+        loss_at: LossAt,
+        stage: Stage,
+        operator: Hessian,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._loss_at, self._stage, self._progress = loss_at, stage, progress
+        self._meter = stage.meter(operator)
+        self._kept: list[Losses] = []
+        self._done = self._asked = 0  # points
+        if stage.state is not None:
+            self._kept = [Losses(**stage.state["losses"])]
+            loss_at.at_once, self._done = stage.state["at_once"], len(self._kept[0].loss)
+            loss_at.evaluations += self._done
 
-def _state(loss_at: LossAt, found: list[Losses]) -> dict[str, Any]:
-    return {"losses": joined(found)._asdict(), "at_once": loss_at.at_once or 1}
+    def __call__(self, coordinates: Tensor) -> Losses:
+        start, self._asked = self._asked, self._asked + len(coordinates)
+        while self._done < self._asked:
+            for part in self._loss_at.parts(coordinates[self._done - start :]):
+                self._kept.append(part)
+                self._done += len(part.loss)
+                if self._progress is not None:
+                    self._progress(self._done, self._asked)
+                self._stage.offer(self._meter, self._state)
+        self._kept = [joined(self._kept)]
+        return Losses(
+            *(None if row is None else row[start : self._asked] for row in self._kept[0])  # type: ignore[arg-type]
+        )
+
+    def finish(self) -> None:
+        """Say that no more points will be asked for."""
+        self._stage.offer(self._meter, self._state, done=True)
+
+    def _state(self) -> dict[str, Any]:
+        self._kept = [joined(self._kept)]
+        return {"losses": self._kept[0]._asdict(), "at_once": self._loss_at.at_once or 1}
 
 
 def _checks(
