@@ -137,6 +137,24 @@ def surface(
             rich_help_panel=CURVATURE,
         ),
     ] = "auto",
+    gradient_norm: Annotated[
+        bool,
+        typer.Option(
+            "--gradient-norm",
+            help="Compute the gradient's norm at every point too.",
+            rich_help_panel=CURVATURE,
+        ),
+    ] = False,
+    curvature: Annotated[
+        int,
+        typer.Option(
+            "--curvature",
+            metavar="N",
+            min=0,
+            help="Largest and smallest eigenvalue of the Hessian at N points along each axis; 0: none.",
+            rich_help_panel=CURVATURE,
+        ),
+    ] = 0,
     adaptive: Annotated[
         bool,
         typer.Option(
@@ -236,6 +254,8 @@ def surface(
             points=counts[0] if len(counts) == 1 else counts,
             extent=ends[0] if len(ends) == 1 else ends,
             norm_stats="reestimated" if reestimate else None,
+            gradient_norm=gradient_norm,
+            curvature=curvature,
             adaptive=adaptive,
             check=check,
             seed=about.seed,
@@ -350,6 +370,14 @@ def _show(screen: "Console", result: "Surface", model: Path) -> None:
         facts.add_row("scale", f"of the weights by {result.normalisation}")
     if result.norm_stats is not None:
         facts.add_row("batch norm", f"{result.norm_stats} statistics at every point")
+    if result.curvature is not None:
+        ends = result.curvature
+        worst = np.nanmax(-ends.smallest / ends.largest)
+        facts.add_row(
+            "convexity",
+            f"the most negative eigenvalue is at most {number(worst, 2)} of the largest, on "
+            f"{ends.largest.size:,} points",
+        )
     if result.interpolation is not None and result.interpolation.computed < result.loss.size:
         about = result.interpolation
         facts.add_row(

@@ -126,7 +126,9 @@ def test_state_on_the_path_has_the_loss_that_was_measured() -> None:
     for t, loss in zip(found.t, found.trained.train.loss, strict=True):
         model = copy.deepcopy(a)
         model.load_state_dict(found.state(t))
-        assert float(F.cross_entropy(model(data[0]).detach(), data[1])) == pytest.approx(loss, rel=1e-10)
+        assert float(F.cross_entropy(model(data[0]).detach(), data[1])) == pytest.approx(
+            loss, rel=1e-10
+        )
 
 
 def test_tied_weights_move_under_all_their_names() -> None:
@@ -259,6 +261,17 @@ def test_length_is_that_of_the_chain_and_of_the_known_parabola() -> None:
     # (t, 2t(1 − t)): ∫√(1 + (2 − 4t)²) dt = (2√5 + asinh 2) / 4
     parabola = type(curve)("bezier", bent, curve.layout, {}, {}, {})
     assert parabola.length() == pytest.approx((2 * 5**0.5 + np.arcsinh(2)) / 4, rel=1e-5)
+
+
+def test_a_step_of_one_sample_is_left_out_where_it_has_no_variance() -> None:
+    def flat(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
+
+    x = torch.randn(65, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    problem = ls.Problem(flat(0), "cross_entropy", (x, (x[:, 0] > 0).long()), batch_size=65)
+    found = ls.connectivity(problem, flat(1), epochs=2, points=3)  # steps of 64 + 1
+    assert found.trained is not None and not found.failures
 
 
 def test_same_seed_same_path_another_seed_another() -> None:

@@ -23,8 +23,9 @@ from landscape.analyses.pruning_choice import (
 from landscape.analyses.quality import Quality, quality
 from landscape.errors import InputError
 from landscape.estimators.surgeon import group_saliencies, remove, saliencies
-from landscape.operators.gradient_rows import Rows, allocate
+from landscape.operators.gradient_rows import Rows
 from landscape.operators.inverse_fisher import DEFAULT_COUNT, InverseFisher
+from landscape.operators.row_storage import allocate
 from landscape.operators.sample_gradients import Per, compute, draw
 from landscape.problem import Problem
 

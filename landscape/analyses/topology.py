@@ -161,7 +161,7 @@ def topology(
 
 def _grid(values: ArrayLike) -> np.ndarray[Any, np.dtype[np.float64]]:
     try:
-        grid = np.array(values, np.float64)
+        grid = np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"the values are no grid of real numbers: {error}") from error
     if not grid.ndim or not grid.size:

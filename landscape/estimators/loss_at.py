@@ -160,6 +160,31 @@ class LossAt:
                 self.evaluations += len(some)
                 yield self._losses(sums)
 
+    def gradient_norms(
+        self, coordinates: Tensor, *, progress: Callable[[int, int], None] | None = None
+    ) -> Tensor:
+        """‖∇L‖ at points, with respect to all selected parameters, (K,) float64.
+
+        Args:
+            coordinates: (K, d).
+            progress: called with (points done, points).
+        """
+        found = []
+        with self.problem.evaluation() as run:
+            for c in self._checked(coordinates):
+                self._move(run, c)
+                total = torch.zeros_like(self.directions[:, 0])
+                for batch in run.batches():
+                    loss, _ = run.total(batch)
+                    parts = torch.autograd.grad(loss, run.leaves, allow_unused=True)
+                    total += self.problem.layout.flatten(parts, total)
+                found.append(total.double().norm().cpu() / self.problem.terms)
+                run.place(run.values)
+                self.evaluations += 1
+                if progress is not None:
+                    progress(len(found), len(coordinates))
+        return torch.stack(found)
+
     def contrast(self, coordinates: Tensor, weights: Tensor) -> Measured:
         """Σ_k w_k L at a few points, its standard error unit by unit: what the points share cancels.
 
@@ -223,16 +248,21 @@ class LossAt:
 
     def _one(self, run: Evaluation, c: Tensor, batches: list[Any] | None = None) -> _Sums:
         """Sums at one point, over all batches or some."""
-        run.move(self.directions @ c, [(place, step @ c) for place, step in self._buffers])
         try:
-            if self._statistics:
-                self._reestimate(run)
+            self._move(run, c)
             parts = [self._measure(run, batch) for batch in batches or run.batches()]
         finally:
             run.place(run.values)
         units = torch.cat([units for units, _, _ in parts]).double().cpu()
         hits = sum((hit for _, hit, _ in parts), torch.zeros(1))
         return _Sums(units[None], hits.double().cpu(), sum(cases for *_, cases in parts))
+
+    def _move(self, run: Evaluation, c: Tensor) -> None:
+        """Let weights, buffers and statistics be those of a point; `run.place(run.values)` ends it."""
+        run.move(self.directions @ c, [(place, step @ c) for place, step in self._buffers])
+        if self._statistics:
+            with torch.no_grad():
+                self._reestimate(run)
 
     def _together(self, run: Evaluation, c: Tensor, batches: list[Any] | None = None) -> _Sums:
         """Sums at several points by `torch.vmap` over the selected parameters."""

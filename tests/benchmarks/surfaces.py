@@ -99,7 +99,10 @@ def in_turns(work: dict[str, Callable[[], None]], rounds: int) -> dict[str, list
 def curvature(name: str) -> dict[str, Any]:
     """The self-check of a demo along Hessian axes."""
     start = time.perf_counter()
-    problem = train(name, seed=0)
+    demo = DEMOS[name]
+    inputs, targets = load_data(demo.data)
+    data = (inputs[: demo.limit], targets[: demo.limit])
+    problem = ls.Problem(train(name, seed=0).model, demo.loss, data)
     axes = ls.hessian_axes(problem, (1, 2, -1))
     checks = curvature_checks(problem, axes, problem.norm_stats)
     center = LossAt(problem, axes.directions)(torch.zeros(1, 3)).loss
