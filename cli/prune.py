@@ -221,8 +221,8 @@ def prune(
     )
 
 
-def require_no_products(about: options.ModelOptions) -> None:
-    """Refuse options about products with a matrix: pruning makes none."""
+def require_no_products(about: options.ModelOptions, work: str = "pruning") -> None:
+    """Refuse options about products with a matrix: this work makes none."""
     given = {
         "--engine": about.engine != "auto",
         "--memory": about.memory != "auto",
@@ -233,7 +233,7 @@ def require_no_products(about: options.ModelOptions) -> None:
     named = [name for name, there in given.items() if there]
     if named:
         raise InputError(
-            f"{named[0]} is about products with a matrix, and pruning makes none: leave it out"
+            f"{named[0]} is about products with a matrix, and {work} makes none: leave it out"
         )
 
 

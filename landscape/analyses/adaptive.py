@@ -59,7 +59,7 @@ def fill(
     """
     shape = tuple(map(len, grid))
     whole = np.stack([axis.ravel() for axis in np.meshgrid(*grid, indexing="ij")], 1)
-    table = np.full((5, len(whole)), np.nan)  # rows as in Losses
+    table = np.full((len(Losses._fields), len(whole)), np.nan)
     known = np.zeros(len(whole), bool)
 
     def compute(places: NDArray[np.int64]) -> None:
@@ -77,13 +77,13 @@ def fill(
         rest = np.flatnonzero(~known)
         if not len(rest) or not np.isfinite(table[0, known]).all():
             break
-        guess = _splines(grid, lines, table.reshape(5, *shape))
+        guess = _splines(grid, lines, table.reshape(-1, *shape))
         held = np.sort(source.choice(rest, min(HELD_BACK, len(rest)), replace=False))
         compute(held)
         span = float(np.ptp(table[0, known]))
         error = float(np.abs(guess[0].ravel()[held] - table[0, held]).max())
         if error <= tolerance * span:
-            flat = guess.reshape(5, -1)
+            flat = guess.reshape(len(guess), -1)
             flat[:, known] = table[:, known]
             about = Interpolation(
                 int(known.sum()), len(whole), error / span if span else 0.0, len(held), span
@@ -134,6 +134,10 @@ def _finer(grid: Sequence[Array], lines: Places, loss: Array) -> Places:
 
 def _losses(table: Array) -> Losses:
     """Interpolated shares and errors cannot leave their bounds."""
-    loss, error, rise, rise_error, accuracy = map(torch.from_numpy, table.copy())
-    shares = None if bool(torch.isnan(accuracy).all()) else accuracy.clamp(0, 1)
-    return Losses(loss, error.clamp(min=0), rise, rise_error.clamp(min=0), shares)
+    loss, error, rise, rise_error, accuracy, spread = map(torch.from_numpy, table.copy())
+    found = Losses(loss, error.clamp(min=0), rise, rise_error.clamp(min=0), None)
+    if bool(torch.isnan(accuracy).all()):
+        return found
+    return found._replace(
+        accuracy=accuracy.clamp(0, 1), accuracy_standard_error=spread.clamp(min=0)
+    )
