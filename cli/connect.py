@@ -180,8 +180,8 @@ def _show(screen: "Console", result: "Connectivity", models: tuple[Path, Path]) 
 
     first, second = (escape(str(model)) for model in models)
     screen.print(f"[bold]Paths[/bold] from {first} to {second}")
-    about = remarks.describe_problem(result.provenance["problem"])
-    screen.print(printable(about), style="dim", markup=False)
+    about = result.provenance["problem"] | {"norm_layers": 0}  # batch normalisation is told below
+    screen.print(printable(remarks.describe_problem(about)), style="dim", markup=False)
     table = plain_table(
         "path", "data", "barrier\nover line", "barrier\nover ends", "at t", "accuracy"
     )
