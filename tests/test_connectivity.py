@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 import landscape as ls
-from landscape.analyses.connectivity import difference
 from landscape.analyses.curves import blend
 from landscape.analyses.eigen import read_vectors
+from landscape.analyses.other_model import difference
 from landscape.plots.connectivity import plot_connectivity
 from landscape.results import to_json
 

@@ -83,7 +83,7 @@ def train_bends(
     steps = epochs * len(data)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     moves = buffer_places(problem, buffers or {})
-    done = 0
+    by_batch, done = problem.uses_batch_statistics(), 0
     with problem.evaluation() as run:
         for _ in range(epochs):
             for batch in data.epoch(source):
@@ -92,7 +92,7 @@ def train_bends(
                 offset = points.detach() @ weights[1:-1] + end * weights[-1]
                 run.move(offset, [(place, float(t) * step) for place, step in moves])
                 done += 1
-                if problem.uses_batch_statistics() and batches.row_count(batch) < 2:
+                if by_batch and batches.row_count(batch) < 2:
                     continue  # one value has no variance
                 total, terms = run.total(batch)
                 if not terms or not total.requires_grad:
