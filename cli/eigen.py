@@ -36,14 +36,7 @@ def eigen(
             rich_help_panel=CURVATURE,
         ),
     ] = "largest",
-    tolerance: Annotated[
-        float,
-        typer.Option(
-            "--tolerance",
-            help="Accepted residual of an eigenvalue, as a share of the largest.",
-            rich_help_panel=CURVATURE,
-        ),
-    ] = 1e-4,
+    tolerance: matrix.EigenvalueTolerance = 1e-4,
     basis: Annotated[
         int | None,
         typer.Option(

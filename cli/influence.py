@@ -1,5 +1,6 @@
 """`landscape influence`: the training samples that help or harm a trained model most on some queries."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ from landscape.errors import InputError
 from . import matrix_options as matrix
 from . import options, remarks
 from .options import CURVATURE, MODEL, OUTPUT
-from .output import console, deliver, one_line, require_outputs
+from .output import console, deliver, require_outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,13 +112,7 @@ def influence(
     ] = 5,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE",
-            help="Figure: .pdf, .png or .svg. [default: MODEL.influence.pdf]",
-            rich_help_panel=OUTPUT,
-        ),
+        options.figure("Figure: .pdf, .png or .svg. [default: MODEL.influence.pdf]"),
     ] = None,
     json_file: options.Json = None,
 ) -> None:
@@ -125,14 +120,14 @@ def influence(
 
     For every training sample the change of the query's loss, to first order, if it were left out and the
     model trained anew: the most helpful samples are those without which it would rise. The data of the
-    model must be those that it was trained on. Exit code 3 when a linear system was not solved, or the
-    model is at no minimum; the results are written all the same.
+    model must be those that it was trained on; all of them are used, also of an archive that is measured on
+    a part. Exit code 3 when a linear system was not solved, or the
+    damped matrix has negative curvature; the results are written all the same.
 
         landscape influence model.pt --query 0,5,17 --query-data digits:test
     """
     from landscape.analyses.influence import influence as analyse
     from landscape.estimators.solve import METHODS
-    from landscape.loading.data import read_data
     from landscape.plots.influence import require_room
     from landscape.plots.writing import require_ending
 
@@ -141,7 +136,13 @@ def influence(
     if method not in METHODS:
         raise InputError(f"--method is {method!r}: choose one of {', '.join(METHODS)}")
     queries = parse_query(query)
-    require_room(len(queries))
+    require_room(len(queries), top)
+    if about.limit not in (None, "0"):
+        raise InputError(
+            "--limit takes a random part of the data, in which positions are others, and leaving out is "
+            "about all the data that the model was trained on: leave --limit out"
+        )
+    about = replace(about, limit="0")  # also of an archive that is measured on a part
     model = about.model
     figure = output or model.with_name(f"{model.stem}.influence.pdf")
     require_ending(figure)
@@ -149,15 +150,9 @@ def influence(
     execution = about.execution()
     messages = console(stderr=True)
 
-    def say(sentence: str) -> None:
-        messages.print(one_line(sentence), style="dim", markup=False, soft_wrap=True)
-
     problem = about.load(messages)
-    data = None
-    if query_data is not None:
-        reading = {"target": about.target, "tokenizer": about.tokenizer, "context": about.context}
-        data = read_data(query_data, say=say, **reading)  # type: ignore[arg-type]
-    with phases(messages) as progress:
+    data = None if query_data is None else about.read(query_data, messages)
+    with phases(messages, unit="steps") as progress:
         result = analyse(
             problem,
             queries,

@@ -10,7 +10,19 @@ from landscape import __version__
 from landscape.errors import LandscapeError
 from landscape.memory import is_out_of_memory
 
-from . import bench, check, compare, demo, eigen, influence, prune, spectrum, trace
+from . import (
+    bench,
+    check,
+    compare,
+    connect,
+    demo,
+    eigen,
+    influence,
+    prune,
+    spectrum,
+    surface,
+    trace,
+)
 from .output import one_line
 
 INTERRUPTED = 130
@@ -28,8 +40,10 @@ app.command("check")(check.check)
 app.command("spectrum")(spectrum.spectrum)
 app.command("eigen")(eigen.eigen)
 app.command("trace")(trace.trace)
+app.command("surface")(surface.command)
 app.command("influence")(influence.influence)
 app.command("prune")(prune.prune)
+app.command("connect")(connect.connect)
 app.command("compare")(compare.compare)
 app.command("bench")(bench.bench)
 

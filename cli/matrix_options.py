@@ -26,6 +26,14 @@ Samples = Annotated[
         rich_help_panel=CURVATURE,
     ),
 ]
+EigenvalueTolerance = Annotated[
+    float,
+    typer.Option(
+        "--tolerance",
+        help="Accepted residual of an eigenvalue, as a share of the largest.",
+        rich_help_panel=CURVATURE,
+    ),
+]
 MaxSteps = Annotated[
     int | None,
     typer.Option(

@@ -234,10 +234,20 @@ Json = Annotated[
         "--json", metavar="FILE|-", help="Write the numbers; - for stdout.", rich_help_panel=OUTPUT
     ),
 ]
+
+
+def figure(help: str) -> Any:
+    """`-o` of a command that draws."""
+    return typer.Option("-o", "--output", metavar="FILE", help=help, rich_help_panel=OUTPUT)
+
+
 Debug = Annotated[
     bool,
     typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT),
 ]
+
+
+NO_MODEL = Path()
 
 
 @dataclass(frozen=True)
@@ -310,19 +320,44 @@ class ModelOptions:
             dtype=parse_dtype(self.dtype),
             seed=self.seed,
             trust_pickle=self.trust_pickle,
-            say=lambda sentence: messages.print(
-                one_line(sentence), style="dim", markup=False, soft_wrap=True
-            ),
+            say=_teller(messages),
+        )
+
+    def read(self, name: str, messages: "Console") -> Any:
+        """Other data beside `--data`, read in the same way."""
+        from landscape.loading.data import read_data
+        from landscape.loading.problem import own_tokenizer
+
+        return read_data(
+            name,
+            target=self.target,
+            tokenizer=self.tokenizer or own_tokenizer(self.model, name),
+            context=self.context,
+            say=_teller(messages),
         )
 
 
-def on_model(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose first parameter, `ModelOptions`, becomes options of the command line."""
+def _teller(messages: "Console") -> Callable[[str], None]:
+    """Prints a sentence that may hold names from files."""
+    return lambda sentence: messages.print(
+        one_line(sentence), style="dim", markup=False, soft_wrap=True
+    )
+
+
+def on_model(command: Callable[..., None], *, model_required: bool = True) -> Callable[..., None]:
+    """A command whose first parameter, `ModelOptions`, becomes options of the command line.
+
+    Where the model is not required, its path is `NO_MODEL` if none was named.
+    """
+    defaults = {} if model_required else {"model": NO_MODEL}
     shared = [
         inspect.Parameter(
             option.name,
             inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=inspect.Parameter.empty if option.default is MISSING else option.default,
+            default=defaults.get(
+                option.name,
+                inspect.Parameter.empty if option.default is MISSING else option.default,
+            ),
             annotation=option.type,
         )
         for option in fields(ModelOptions)

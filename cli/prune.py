@@ -10,7 +10,7 @@ from landscape.errors import InputError
 from . import matrix_options as matrix
 from . import options
 from .options import OUTPUT
-from .output import console, deliver, one_line, require_outputs
+from .output import console, deliver, require_outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -157,13 +157,7 @@ def prune(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FIGURE",
-            help="Accuracy over sparsity, .pdf, .svg or .png. [default: MODEL.pruning.pdf]",
-            rich_help_panel=OUTPUT,
-        ),
+        options.figure("Accuracy over sparsity, .pdf, .svg or .png. [default: MODEL.pruning.pdf]"),
     ] = None,
     json_file: options.Json = None,
 ) -> None:
@@ -227,8 +221,8 @@ def prune(
     )
 
 
-def require_no_products(about: options.ModelOptions) -> None:
-    """Refuse options about products with a matrix: pruning makes none."""
+def require_no_products(about: options.ModelOptions, work: str = "pruning") -> None:
+    """Refuse options about products with a matrix: this work makes none."""
     given = {
         "--engine": about.engine != "auto",
         "--memory": about.memory != "auto",
@@ -239,7 +233,7 @@ def require_no_products(about: options.ModelOptions) -> None:
     named = [name for name, there in given.items() if there]
     if named:
         raise InputError(
-            f"{named[0]} is about products with a matrix, and pruning makes none: leave it out"
+            f"{named[0]} is about products with a matrix, and {work} makes none: leave it out"
         )
 
 
@@ -277,8 +271,6 @@ def read_held_out(
     name: str | None, problem: "Problem", about: options.ModelOptions, messages: "Console"
 ) -> Any:
     """The data to judge by: those named, or the test part of an embedded data set."""
-    from landscape.loading.data import read_data
-
     if name == "none":
         return None
     if name is None:
@@ -292,13 +284,7 @@ def read_held_out(
             return None
         name = f"{data}:test"
         messages.print(f"held-out data: {name}", style="dim", markup=False)
-    return read_data(
-        name,
-        target=about.target,
-        tokenizer=about.tokenizer,
-        context=about.context,
-        say=lambda sentence: messages.print(one_line(sentence), style="dim", markup=False),
-    )
+    return about.read(name, messages)
 
 
 def _show(screen: "Console", result: "Pruning", model: Path) -> None:

@@ -61,14 +61,7 @@ def spectrum(
             rich_help_panel=CURVATURE,
         ),
     ] = 50,
-    tolerance: Annotated[
-        float,
-        typer.Option(
-            "--tolerance",
-            help="Accepted residual of an eigenvalue, as a share of the largest.",
-            rich_help_panel=CURVATURE,
-        ),
-    ] = 1e-4,
+    tolerance: matrix.EigenvalueTolerance = 1e-4,
     max_steps: matrix.MaxSteps = None,
     resume: matrix.Resume = None,
     data_tolerance: Annotated[
@@ -92,13 +85,8 @@ def spectrum(
     ] = "symlog",
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE",
-            help="Figure: .pdf, .png, .svg, or .html for an interactive page. "
-            "[default: MODEL.spectrum.pdf]",
-            rich_help_panel=OUTPUT,
+        options.figure(
+            "Figure: .pdf, .png, .svg, or .html for an interactive page. [default: MODEL.spectrum.pdf]"
         ),
     ] = None,
     json_file: options.Json = None,

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from landscape.analyses.axes import trajectory_axes as trajectory_axes
     from landscape.analyses.bench import Bench as Bench
     from landscape.analyses.bench import bench as bench
+    from landscape.analyses.connectivity import Connectivity as Connectivity
+    from landscape.analyses.connectivity import connectivity as connectivity
     from landscape.analyses.eigen import Eigen as Eigen
     from landscape.analyses.eigen import eigen as eigen
     from landscape.analyses.influence import Influence as Influence
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from landscape.analyses.spectrum import spectrum as spectrum
     from landscape.analyses.surface import Surface as Surface
     from landscape.analyses.surface import surface as surface
+    from landscape.analyses.topology import Topology as Topology
+    from landscape.analyses.topology import topology as topology
     from landscape.analyses.trace import Trace as Trace
     from landscape.analyses.trace import trace_of as trace_of
     from landscape.errors import InputError as InputError
@@ -68,6 +72,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Bench": "analyses.bench",
     "bench": "analyses.bench",
+    "Connectivity": "analyses.connectivity",
+    "connectivity": "analyses.connectivity",
     "Eigen": "analyses.eigen",
     "eigen": "analyses.eigen",
     "Axes": "analyses.axes",
@@ -89,6 +95,8 @@ _HOMES = {
     "sampling_error": "analyses.sampling",
     "Spectrum": "analyses.spectrum",
     "spectrum": "analyses.spectrum",
+    "Topology": "analyses.topology",
+    "topology": "analyses.topology",
     "Trace": "analyses.trace",
     "trace_of": "analyses.trace",
     "InputError": "errors",
@@ -123,6 +131,7 @@ _HOMES = {
 __all__ = [
     "Axes",
     "Bench",
+    "Connectivity",
     "Eigen",
     "EmpiricalFisher",
     "Fisher",
@@ -143,10 +152,12 @@ __all__ = [
     "Solution",
     "Spectrum",
     "Surface",
+    "Topology",
     "Trace",
     "UntrustedResult",
     "as_operator",
     "bench",
+    "connectivity",
     "criteria",
     "diagonal",
     "effective_dimension",
@@ -171,6 +182,7 @@ __all__ = [
     "spectral_density",
     "spectrum",
     "surface",
+    "topology",
     "trace",
     "trace_of",
     "training",

@@ -58,12 +58,19 @@ class Evaluation:
             self.leaves.append(leaf)
         self._write(placed)
 
-    def move(self, offset: Tensor) -> None:
-        """Let the selected parameters be the model's plus an offset (P,); `place(values)` ends it."""
+    def move(self, offset: Tensor, others: Sequence[tuple[int, Tensor]] = ()) -> None:
+        """Let the selected parameters be the model's plus an offset (P,); `place(values)` ends it.
+
+        Args:
+            offset: of the selected parameters.
+            others: of buffers: their places, see `buffer_places`, and what is added to them.
+        """
         moved = list(self.values)
         for i, part in enumerate(self.problem.layout.split(offset)):
             own = moved[i].detach()
             moved[i] = own + (torch.view_as_complex(part) if own.is_complex() else part)
+        for i, part in others:
+            moved[i] = moved[i] + part
         self.place(moved)
 
     def place_tracked(self, leaves: Sequence[Tensor]) -> None:

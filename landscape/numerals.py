@@ -47,7 +47,11 @@ def number(value: float, digits: int = 2) -> str:
 
     >>> number(0.0251), number(25100.0), number(-2.5e-8), number(9.6e-8, 1)
     ('0.025', '25000', '−2.5 × 10⁻⁸', '1 × 10⁻⁷')
+    >>> number(math.nan), number(-math.inf)
+    ('nan', '−inf')
     """
+    if not math.isfinite(value):
+        return f"{value}".replace("-", "−")
     rounded = float(f"{value:.{digits - 1}e}")
     exponent = exponent_of(rounded)
     text = f"{rounded / 10.0**exponent:.6g}".replace("-", "−")

@@ -174,10 +174,12 @@ class Objective:
         return torch.tensor(counts, dtype=torch.float64)
 
     def hits(self, output: Any, target: Any) -> Tensor | None:
-        """Which terms of a batch have their largest logit at the right class, bool, ignored targets aside.
+        """Which terms of a batch are right, bool: the largest logit, or its sign, is that of the target.
 
-        None unless targets are class indices.
+        Ignored targets are left out. None unless targets are class indices, or labels 0 and 1.
         """
+        if self.likelihood == "bernoulli":
+            return (output > 0) == (target > 0.5)
         if self.likelihood not in ("categorical", "log-categorical") or target.is_floating_point():
             return None
         found: Tensor = output.argmax(self.class_dim) == target

@@ -318,6 +318,7 @@ class Problem:
         self.terms, self.samples, self.batch_count, total, kept_bytes = 0.0, 0, 0, 0.0, 0
         digests, kept = [], []
         self.tensors: dict[str, dict[str, Any]] = {}
+        self.reordered = False  # whether another pass may give the samples in another order
         classes: set[int] = set()
         with self.evaluation() as run, torch.no_grad():
             for raw in batches.read(self.data):
@@ -361,7 +362,8 @@ class Problem:
 
         with another_pass():
             again = [batches.digest(batch) for batch in batches.read(self.data)]
-        if again == digests:
+        self.reordered = again != digests
+        if not self.reordered:
             return
         if not again:
             raise InputError(

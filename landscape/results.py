@@ -28,6 +28,8 @@ TRACE_SCHEMA = "landscape/trace/1"
 INFLUENCE_SCHEMA = "landscape/influence/1"
 PRUNING_SCHEMA = "landscape/pruning/1"
 SURFACE_SCHEMA = "landscape/surface/1"
+CONNECTIVITY_SCHEMA = "landscape/connectivity/1"
+TOPOLOGY_SCHEMA = "landscape/topology/1"
 Progress = Callable[[int, int], None]  # (products done, products expected)
 
 

@@ -1,5 +1,6 @@
 """Where the tensors of a problem stand in its modules."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
@@ -41,3 +42,16 @@ def slots(problem: "Problem") -> Slots:
             if buffer is not None:
                 found.buffers.append((module, name, position(buffer)))
     return found
+
+
+def buffer_places(problem: "Problem", moves: Mapping[str, Tensor]) -> list[tuple[int, Tensor]]:
+    """Where buffers of the model stand among the originals, with what belongs to each.
+
+    Args:
+        problem: the problem.
+        moves: tensors by the name of the buffer; they come back on the problem's device, in its dtype.
+    """
+    where = {id(tensor): i for i, tensor in enumerate(slots(problem).originals)}
+    own = dict(problem.model.named_buffers(remove_duplicate=False))
+    found = {where[id(own[name])]: move for name, move in moves.items()}
+    return [(i, move.to(problem.device, problem.dtype)) for i, move in found.items()]

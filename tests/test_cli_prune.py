@@ -53,8 +53,15 @@ def test_prune_writes_masks_weights_numbers_and_a_figure_beside_the_model(
     assert saved["schema"] == "landscape/pruning/1"
     assert saved["sparsity"] == pytest.approx(0.8, abs=1e-3)
     assert json.loads(to_json(ls.Pruning.load("p.json").to_dict())) == saved
+    shown = {line.split("  ")[0]: line.count("%") for line in done.stdout.splitlines()}
+    assert (
+        shown["training accuracy"] == 2 and shown["held-out accuracy"] == 3
+    )  # magnitude: held-out
+    (axes,) = ls.Pruning.load("p.json").plot().axes
+    assert axes.get_lines()[-1].get_ydata()[-1] == 100 * saved["held_out_after"]["accuracy"]
+    assert axes.get_ylabel() == "accuracy on held-out data (%)"
     problem = ls.load_problem(digits_archive)
-    found = ls.prune(problem, 0.8, recompute=2)
+    found = ls.prune(problem, 0.8, recompute=2, compare=False)
     assert found.state is not None
     assert all(torch.equal(found.state[name], weights[name]) for name in weights)
 
@@ -76,13 +83,37 @@ def test_pruned_weights_open_in_the_next_command(run: Run, digits_archive: Path)
 def test_a_regression_is_judged_by_its_loss(run: Run, tiny_archive: Path) -> None:
     done = run(
         *("prune", tiny_archive, "--sparsity", "0.5,0.7", "--recompute", "1", "--json", "-"),
-        *("--schedule", "gradual", "--structured", "--method", "diagonal"),
+        *("--schedule", "gradual", "--structured", "--method", "diagonal", "--scope", "layer"),
+        *("--gradients", "9", "--damping", "0.01", "--seed", "3", "--prunable", "*weight"),
+        *("--epochs-per-step", "2", "--learning-rate", "0.01", "--no-compare"),
         *("--masks", "m.safetensors", "--pruned", "w.safetensors", "-o", "curve.svg"),
     )
     assert done.returncode == 0, done.stderr
     saved = json.loads(done.stdout)
     assert saved["before"]["accuracy"] is None and len(saved["steps"]) == 3
     assert "diagonal Fisher, gradual" in done.stderr
+    assert saved["magnitude_steps"] == []
+    options = {"method": "diagonal", "schedule": "gradual", "structured": True, "scope": "layer"}
+    options |= {"recompute": 1, "gradients": 9, "damping": 0.01, "seed": 3, "prunable": ["*weight"]}
+    options |= {"epochs_per_step": 2, "learning_rate": 0.01, "sparsity": [0.5, 0.7]}
+    assert options.items() <= saved["provenance"]["arguments"].items()
+
+
+def test_training_that_diverges_is_not_trusted_and_its_numbers_are_written(
+    run: Run, tiny_archive: Path
+) -> None:
+    done = run(
+        *("prune", tiny_archive, "--sparsity", "0.5", "--recompute", "3", "--json", "p.json"),
+        *("--schedule", "gradual", "--learning-rate", "1e30", "--epochs-per-step", "2"),
+        *("--masks", "m.safetensors", "--pruned", "w.safetensors", "-o", "curve.png"),
+    )
+    assert done.returncode == 3, done.stderr
+    assert "where pruning stopped: raise the damping, lower the learning rate, or prune less" in (
+        " ".join(done.stderr.split())
+    )
+    assert "training loss" in done.stdout and "nan" in done.stdout
+    assert len(ls.Pruning.load("p.json").steps) == 2
+    assert all(Path(name).exists() for name in ("m.safetensors", "w.safetensors", "curve.png"))
 
 
 @pytest.mark.parametrize(

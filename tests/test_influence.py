@@ -1,5 +1,7 @@
 """Influence: against training anew without a sample, closed forms, and dense matrices."""
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from scipy.stats import pearsonr
 from spectra import small_net
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import landscape as ls
 from landscape.demos.data import load_data
@@ -146,6 +149,16 @@ def test_every_matrix_gives_the_effects_of_its_dense_inverse(name: str) -> None:
     assert np.array_equal(effects(given), effects(found))
 
 
+def test_seed_is_also_of_the_targets_drawn_for_a_fisher_matrix() -> None:
+    problem, options = net_problem(), {"operator": "fisher", "samples": 1, "damping": 0.5}
+    first, again, other = (
+        effects(ls.influence(problem, [3], seed=seed, **options)) for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first, again) and not np.allclose(first, other, rtol=1e-3)
+    drawn = ls.Fisher(problem, samples=1, seed=2)
+    assert np.array_equal(other, effects(ls.influence(problem, [3], operator=drawn, damping=0.5)))
+
+
 @pytest.mark.parametrize("method", ["cg", "minres", "nystrom", "neumann", "mfac"])
 def test_every_solver_gives_the_same_effects(method: str) -> None:
     problem = net_problem()
@@ -196,6 +209,7 @@ def test_batches_do_not_matter() -> None:
     assert np.allclose(effects(others), effects(expected), rtol=1e-6, atol=1e-10)
     assert expected.targets == y.tolist() and expected.queries[1].target == int(y[-1])
     assert others.queries[1].target == int(y[-1])
+    assert others.provenance["query_data_fingerprint"] != problem.data_fingerprint
 
 
 # --- derivatives of samples ----------------------------------------------------------------------
@@ -234,6 +248,45 @@ def test_samples_of_several_terms_and_none() -> None:
         losses_and_gradients(problem, [3])
 
 
+def test_samples_are_evaluated_within_their_batch() -> None:
+    """A model whose samples share a matrix, or each other's mean: no sample can be cut out."""
+
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 1).double()
+
+        def forward(self, x: Tensor, links: Tensor) -> Tensor:
+            return self.linear(links @ (x - x.mean(0)))
+
+    source = torch.Generator().manual_seed(0)
+    x, links, y = (torch.randn(8, k, generator=source).double() for k in (3, 8, 1))
+    model = Graph()
+    problem = ls.Problem(model, "mse", [{"x": x, "links": links, "y": y}])
+    losses, gradients = losses_and_gradients(problem, [5, 2])
+    for column, row in enumerate([5, 2]):
+        loss = (model(x, links) - y).square()[row, 0]
+        parts = torch.autograd.grad(loss, list(model.parameters()))
+        assert losses[column] == pytest.approx(float(loss.detach()))
+        assert torch.allclose(gradients[:, column], torch.cat([part.flatten() for part in parts]))
+
+
+def test_cost_counts_the_gradients_of_an_inverse_fisher_matrix(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    from landscape.analyses import influence as module
+
+    class Slow(ls.InverseFisher):
+        def __init__(self, *given, **named) -> None:  # type: ignore[no-untyped-def]
+            time.sleep(0.2)
+            assert named["memory"] == 10**6
+            super().__init__(*given, **named)
+
+    monkeypatch.setattr(module, "InverseFisher", Slow)
+    found = ls.influence(
+        net_problem(), [3], operator="inverse-fisher", rank=20, damping=0.1, memory=10**6
+    )
+    assert found.cost.seconds > 0.2
+
+
 # --- what it says --------------------------------------------------------------------------------
 
 
@@ -245,12 +298,21 @@ def test_negative_curvature_and_unsolved_systems_are_said() -> None:
     assert all(query.negative_curvature for query in found.queries)
     stopped = ls.influence(problem, [4], operator="hessian", damping=0.0, method="cg")
     assert len(stopped.failures) == 1 and "met for query 4" in stopped.failures[0]
+    model, inputs, target = small_net()
+    single = ls.Problem(model, "cross_entropy", (inputs, target), dtype=torch.float32)
+    rounded = ls.influence(single, [4], damping=1e-3, tolerance=1e-9)
+    assert "(stagnation): compute in --dtype float64 (dtype=), or" in rounded.failures[0]
 
 
 def test_result_is_saved_whole(tmp_path: Path) -> None:
     phases: list[tuple[str, int, int]] = []
     found = ls.influence(
-        net_problem(), [3, 5], damping=0.5, progress=lambda *done: phases.append(done)
+        net_problem(),
+        [3, 5],
+        damping=0.5,
+        method="nystrom",
+        rank=20,
+        progress=lambda *done: phases.append(done),
     )
     assert {phase for phase, _, _ in phases} == {"inverse products", "training samples"}
     assert all(done <= expected for _, done, expected in phases)
@@ -261,8 +323,25 @@ def test_result_is_saved_whole(tmp_path: Path) -> None:
     best, worst = query.most_helpful(2), query.most_harmful(1)
     order = np.argsort(query.effects)
     assert best == order[::-1][:2].tolist() and worst == order[:1].tolist()
+    problem = net_problem()
+    assert found.loss == problem.loss()
+    assert found.gradient_norm == float(problem.gradient().norm())
+    assert found.provenance["query_data_fingerprint"] == problem.data_fingerprint
+    assert found.provenance["arguments"]["rank"] == 20
     assert found.cost.products >= 2 and found.cost.gradient_equivalents is not None
     assert found.provenance["problem"]["samples"] == found.samples == len(query.effects)
+
+
+def test_samples_without_effect_neither_help_nor_harm() -> None:
+    """Perfectly fitted, so that no sample has a gradient: nothing to name, nothing to draw."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    x = torch.ones(3, 1)
+    found = ls.influence(ls.Problem(model, "mse", (x, x)), [0])
+    query = found.queries[0]
+    assert query.most_helpful() == query.most_harmful() == [] and query.loss == 0
+    (panel,) = found.plot().axes
+    assert [text.get_text() for text in panel.texts] == ["no sample has an effect"]
 
 
 def test_nothing_of_the_user_is_changed() -> None:
@@ -296,8 +375,16 @@ def test_figure_shows_the_strongest_samples_of_every_query(tmp_path: Path) -> No
         assert labels == [f"{i} (class {found.targets[i]})" for i in shown]
     with pytest.raises(ls.InputError, match="its ending must be one of .png, .svg, .pdf"):
         found.plot(tmp_path / "i.html")
+    single = replace(found, queries=found.queries[:1]).plot()
+    single.draw_without_rendering()
+    for drawn in (figure, single):
+        for text in (drawn._supxlabel, *(axes.title for axes in drawn.axes)):  # type: ignore[attr-defined]
+            box = text.get_window_extent()
+            assert 0 <= box.x0 <= box.x1 <= drawn.bbox.x1, text
+    with pytest.raises(ls.InputError, match=r"--top \(top=\) is 0: a figure shows 1 to 50 samples"):
+        found.plot(top=0)
     with pytest.raises(ls.InputError, match="a figure holds 12 queries, and there are 13"):
-        ls.influence(net_problem(), [0] * 13, damping=5.0).plot()
+        replace(found, queries=found.queries[:1] * 13).plot()
 
 
 @pytest.mark.parametrize(
@@ -306,7 +393,19 @@ def test_figure_shows_the_strongest_samples_of_every_query(tmp_path: Path) -> No
         ([1000], {}, r"sample 1000 was asked for, and the data hold \d+: count from 0 to"),
         ([-1], {}, "sample -1 was asked for"),
         ([], {}, "no sample was asked for"),
-        ([0], {"operator": "kfac"}, "unknown operator 'kfac'"),
+        (3, {}, "queries is 3: give the positions of samples, whole numbers"),
+        ([1.5], {}, r"queries is \[1.5\]: give the positions of samples"),
+        ([0], {"operator": "kfac"}, "unknown operator 'kfac'.* inverse-fisher"),
+        (
+            [0],
+            {"operator": "inverse-fisher", "samples": 3},
+            "samples is about products with a matrix, and 'inverse-fisher' needs none",
+        ),
+        (
+            [0],
+            {"operator": ls.InverseFisher.from_gradients(torch.eye(3), 1.0), "rank": 7},
+            r"rank=7 cannot be chosen for InverseFisher\(.*it has its gradients already",
+        ),
         ([0], {"damping": -1.0}, "damping is -1.0: it must be 0 or positive"),
         (
             [0],
@@ -323,6 +422,39 @@ def test_figure_shows_the_strongest_samples_of_every_query(tmp_path: Path) -> No
 def test_wrong_arguments_are_refused_in_a_sentence(queries, options, sentence) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ls.InputError, match=sentence):
         ls.influence(net_problem(), queries, **options)
+
+
+def test_positions_may_come_in_any_kind_of_array() -> None:
+    problem = net_problem()
+    for asked in (range(3, 5), np.array([3, 4]), torch.tensor([3, 4])):
+        found = ls.influence(problem, asked, damping=5.0)  # type: ignore[arg-type]
+        assert [query.position for query in found.queries] == [3, 4]
+
+
+def test_data_in_another_order_on_every_pass_are_refused() -> None:
+    """A position among the training samples, or the queries, would name another sample each time."""
+    model, inputs, target = small_net()
+    samples = TensorDataset(inputs, target)
+    shuffled = DataLoader(samples, batch_size=60, shuffle=True)
+    ordered = ls.Problem(model, "cross_entropy", DataLoader(samples, batch_size=60))
+    assert len(ls.influence(ordered, [1], damping=5.0).queries[0].effects) == len(target)
+    for problem, data in (
+        (ls.Problem(model, "cross_entropy", shuffled), None),
+        (ordered, shuffled),
+        (ls.Problem(model, "cross_entropy", shuffled), (inputs, target)),
+    ):
+        with pytest.raises(ls.InputError, match="another order on every pass.*shuffle=False"):
+            ls.influence(problem, [1], data=data, damping=5.0)
+
+
+def test_effects_that_overflow_are_refused() -> None:
+    """The query's gradient is small, and that of a training sample times the solution too large."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    x, y = torch.tensor([[1.0], [1e10]]), torch.ones(2, 1)
+    inverse = ls.InverseFisher.from_gradients(torch.full((1, 1), 1e-20), 1e-30)
+    with pytest.raises(ls.UntrustedResult, match="an effect is not finite.*dtype float64"):
+        ls.influence(ls.Problem(model, "mse", (x, y)), [0], operator=inverse)
 
 
 def test_problems_without_samples_of_their_own_are_refused() -> None:

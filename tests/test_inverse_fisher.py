@@ -15,8 +15,10 @@ from cases import CASES, Case
 from torch import Tensor, nn
 
 import landscape as ls
-from landscape.operators import gradient_rows, sample_gradients
-from landscape.operators.gradient_rows import Rows, SplitRows, allocate
+from landscape.memory import Peak
+from landscape.operators import gradient_rows, row_storage, sample_gradients
+from landscape.operators.gradient_rows import Rows, SplitRows
+from landscape.operators.row_storage import allocate
 from landscape.operators.sparse_rows import SparseRows
 
 DOUBLE = torch.float64
@@ -76,6 +78,7 @@ def test_with_all_samples_it_inverts_the_damped_empirical_fisher(name):
 def test_every_method_describes_the_inverse(count, size, block_size, piece, monkeypatch):
     monkeypatch.setattr(gradient_rows, "PIECE", piece)  # a few columns, or blocks, at a time
     monkeypatch.setattr("landscape.operators.block_inverse.PIECE", piece)
+    monkeypatch.setattr("landscape.operators.gram_inverse.PIECE", piece)
     G, damping = random(count, size), 0.3
     dense = blocks_of(fisher(G, damping), block_size or size)
     truth = torch.linalg.inv(dense)
@@ -203,6 +206,18 @@ def test_rows_and_their_combinations_keep_their_digits_in_float32(kind, damping)
 
 
 @pytestmark_longdouble
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_blocks_keep_the_digits_of_rows_too(kind):
+    G, damping, size = GRADIENTS[kind](), 1e-7, 1500
+    vectors = torch.cat([G[[0, -1]].T, random(G.shape[1], 1).float()], dim=1)
+    parts = zip(G.split(size, 1), vectors.split(size), strict=True)
+    expected = torch.cat([exact_products(g, damping, x) for g, x in parts])
+    found = ls.InverseFisher.from_gradients(G, damping, block_size=size) @ vectors
+    for k in range(3):
+        assert gap(found[:, k], expected[:, k]) < 5e-6, k
+
+
+@pytestmark_longdouble
 def test_the_textbook_formula_fails_where_the_operator_does_not():
     G, damping = GRADIENTS["independent"](), 1e-7
     x = G[3]
@@ -219,6 +234,17 @@ def test_a_row_keeps_its_digits_where_float64_alone_loses_them():
     truth = torch.linalg.solve(G @ G.T, torch.eye(8, dtype=DOUBLE)[:, 2])  # λ → 0: mGᵀK⁻¹c
     found = ls.InverseFisher.from_gradients(G, 1e-12) @ G[2]
     assert gap(found, 8 * G.T @ truth) < 1e-9
+
+
+def test_small_blocks_take_little_memory():
+    """Their products of order m would take 2 GB here."""
+    G = random(512, 2000).float()
+    with Peak(CPU) as peak:
+        inverse = ls.InverseFisher.from_gradients(G, 0.1, block_size=1)
+        inverse.prepare_entries()
+    assert peak.bytes is None or peak.bytes < 2e8  # whole pieces and what torch sets up
+    truth = 1 / (0.1 + G.double().square().mean(0))
+    assert gap(inverse.diagonal(), truth) < RELATIVE
 
 
 # Gradients of a problem.
@@ -282,6 +308,16 @@ def test_batch_means_of_a_closure():
     assert gap(found, other.rows.columns(slice(None))) < 1e-13
     with pytest.raises(ls.InputError, match="closure, which hides"):
         ls.InverseFisher(problem)
+
+
+def test_batches_beyond_those_asked_for_are_not_differentiated():
+    model, seen = mlp(), []
+    problem = ls.Problem(model, "cross_entropy", data((4, 4, 3)))
+    drawn, known = sample_gradients.draw(problem, 2, per="batch", seed=0, default=256)
+    hook = model.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    sample_gradients.compute(problem, drawn, known, lambda block: None)
+    hook.remove()
+    assert seen == [4, 4]
 
 
 class Decides(nn.Module):
@@ -389,6 +425,41 @@ def test_nothing_of_the_users_is_changed():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_made_in_inference_mode_it_can_still_be_changed():
+    problem = ls.Problem(mlp(), "cross_entropy", data())
+    with torch.inference_mode():
+        inverse = ls.InverseFisher(problem, 4, damping=0.1)
+        sparse = ls.InverseFisher(problem, 4, damping=0.1, storage="sparse")
+        given = ls.InverseFisher.from_gradients(random(4, problem.size), 0.1)
+    v = random(problem.size)
+    sparse.replace(1, v)
+    for operator in (inverse, given):
+        G = columns_of(operator.rows).clone()
+        G[1] = v
+        operator.replace(1, v)
+        assert gap(operator @ v, torch.linalg.solve(fisher(G, 0.1), v)) < RELATIVE
+
+
+def test_replacing_a_row_of_an_expanded_tensor_leaves_the_others():
+    g, v = random(1, 6), random(6, seed=1)
+    inverse = ls.InverseFisher.from_gradients(g.expand(3, 6), 0.1)
+    inverse.replace(1, v)
+    expected = fisher(torch.cat([g, v[None], g]), 0.1)
+    assert gap(inverse @ v, torch.linalg.solve(expected, v)) < RELATIVE
+    assert torch.equal(g, random(1, 6))
+
+
+def test_a_refused_replacement_changes_nothing():
+    G, v = random(4, 6).half(), random(6, seed=1).float()
+    inverse = ls.InverseFisher.from_gradients(G.clone(), 0.1)
+    before = inverse @ v
+    refused("not finite in torch.float16", lambda: inverse.replace(0, torch.full([6], 1e6)))
+    refused("is a list: pass a tensor", lambda: inverse.replace(0, [1.0] * 6))
+    refused("complex64 of shape .*real", lambda: inverse.replace(0, torch.ones(6) * 1j))
+    assert torch.equal(inverse @ v, before)
+    assert torch.equal(columns_of(inverse.rows), G.double())
+
+
 # Storage.
 
 
@@ -469,12 +540,36 @@ def test_a_full_disk_is_refused_in_a_sentence(tmp_path, monkeypatch):
 def test_the_budget_decides_where_gradients_are_kept(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        gradient_rows, "_in_file", lambda *shape: asked.append(shape) or Rows(torch.ones(3, 4))
+        row_storage, "_in_file", lambda *shape: asked.append(shape) or Rows(torch.ones(3, 4))
     )
     allocate(10, 100, dtype=torch.float32, devices=[CPU], memory=4000)
     assert not asked
     allocate(10, 100, dtype=torch.float32, devices=[CPU], memory=3999)
     assert asked
+
+
+def test_the_budget_is_that_of_all_parts_together(monkeypatch):
+    asked: list[str] = []
+
+    def part(count, size, dtype, device, storage):
+        asked.append(storage)
+        return Rows(torch.ones(count, size))
+
+    monkeypatch.setattr(row_storage, "_part", part)
+    monkeypatch.setattr(row_storage, "available_bytes", lambda *_: 7999)
+    gpus = [torch.device("cuda", 0), torch.device("cuda", 1)]
+    for devices, memory in (([CPU, CPU], 4000), ([CPU, CPU], 3999), (gpus, 2000), (gpus, 1999)):
+        allocate(10, 100, dtype=torch.float32, devices=devices, memory=memory)
+    # Of 4000 bytes each GPU takes half, but the host, of whose 7999 half may go, would take both.
+    assert asked == ["device"] * 2 + ["file"] * 2 + ["device"] * 2 + ["file"] * 2
+    monkeypatch.setattr(row_storage, "available_bytes", lambda *_: 8000)
+    allocate(10, 100, dtype=torch.float32, devices=gpus, memory=1999)
+    assert asked[8:] == ["cpu"] * 2
+
+
+def test_more_devices_than_columns():
+    rows = allocate(3, 2, dtype=DOUBLE, devices=[CPU] * 5)
+    assert [part.shape for _, part in rows.parts()] == [(3, 1), (3, 1)]
 
 
 def test_sparse_rows_keep_the_largest_entries_and_carry_the_rest_over():
@@ -494,6 +589,9 @@ def test_sparse_rows_keep_the_largest_entries_and_carry_the_rest_over():
         assert torch.equal(rows.columns(where), expected[:, where])
     for i in range(7):
         assert torch.equal(rows.row(i), expected[i])
+    coarse = SparseRows(7, size, dtype=torch.bfloat16)
+    coarse.put(0, G)  # what rounding to the stored type leaves out is carried over, too
+    assert gap(coarse.error + columns_of(coarse).sum(0), G.sum(0)) < 1e-6
     inverse = ls.InverseFisher.from_gradients(rows, 0.1)
     v = random(size, seed=9)
     assert gap(inverse @ v, torch.linalg.solve(fisher(expected, 0.1), v)) < RELATIVE
@@ -528,8 +626,12 @@ def test_what_cannot_be_is_refused_in_a_sentence():
     refused("damping is 0.*no inverse", lambda: of(problem, damping=0.0))
     refused("block_size is 0", lambda: of(problem, block_size=0))
     refused("storage is 'disk'", lambda: of(problem, storage="disk"))
+    refused("memory is 'big'", lambda: of(problem, memory="big"))
+    refused("memory is -1", lambda: of(problem, memory=-1))
+    refused("cannot be kept in 'float32'", lambda: of(problem, precision="float32"))
     refused("cannot be kept in torch.int8", lambda: of(problem, precision=torch.int8))
     refused("a Tensor is no problem.*from_gradients", lambda: of(G))
+    refused("damping is 'small'.*a number above 0", lambda: gradients(G, "small"))
     refused("damping is nan", lambda: gradients(G, math.nan))
     refused("gradients are int", lambda: gradients(3, 1.0))
     refused(r"gradients are \(4,\)", lambda: gradients(G[:, 0], 1.0))
@@ -539,10 +641,13 @@ def test_what_cannot_be_is_refused_in_a_sentence():
     refused("gradient 2 holds a number that is not finite", lambda: gradients(bad, 1.0))
     refused("gradient 2 holds a number", lambda: gradients(bad, 1.0, block_size=2))
     refused("gradient 2 holds a number", lambda: gradients(bad, 1.0, block_size=5))
+    refused("gradient 0 .* too large to be squared", lambda: gradients(1e200 * G, 1.0))
     inverse = gradients(G, 1.0)
     refused("no gradient 4: they run from 0 to 3", lambda: inverse.replace(4, G[0]))
-    refused(r"shape \(5,\): it must be \(6,\)", lambda: inverse.replace(0, G[0, :5]))
-    refused("gradient for place 1 holds a number that is not", lambda: inverse.replace(1, bad[2]))
+    refused(r"shape \(5,\): it must be real, of shape \(6,\)", lambda: inverse.replace(0, G[0, :5]))
+    refused(
+        "holds a number that is not finite in torch.float64", lambda: inverse.replace(1, bad[2])
+    )
     refused("one for each of the 4 gradients", lambda: inverse.span(torch.ones(3)))
     refused("run from 0 to 5", lambda: inverse.entry(0, 6))
     refused("of one length", lambda: inverse.entry(torch.tensor([1, 2]), torch.tensor([1])))
@@ -553,6 +658,9 @@ def test_fast_entries_are_refused_where_they_do_not_fit(monkeypatch):
     monkeypatch.setattr("landscape.operators.inverse_fisher.available_bytes", lambda _: 100)
     inverse = ls.InverseFisher.from_gradients(random(4, 6), 1.0)
     refused("take 192 bytes and 100 are free", inverse.prepare_entries)
+    large = ls.InverseFisher.from_gradients(random(4, 6), 1.0, block_size=5)
+    refused("take 192 bytes and 100 are free", large.prepare_entries)
+    ls.InverseFisher.from_gradients(random(4, 6), 1.0, block_size=2).prepare_entries()  # take none
 
 
 def test_a_gradient_that_is_not_finite_is_named():

@@ -213,3 +213,57 @@ def test_wrong_input_is_refused_in_a_sentence() -> None:
     lonely = ls.Problem(model, "cross_entropy", images(9), batch_size=8)
     with pytest.raises(ls.InputError, match="cannot be estimated on these batches"):
         LossAt(lonely, directions_of(lonely), norm_stats="reestimated")(torch.zeros(1, 2))
+
+
+def test_a_contrast_is_a_mixture_of_losses_with_its_error_sample_by_sample() -> None:
+    model, (x, y) = conv_net(), images()
+    problem = ls.Problem(model, "cross_entropy", (x, y), batch_size=8)
+    D = directions_of(problem)
+    weights = torch.tensor([1.0, -0.25, -0.75])
+    found = LossAt(problem, D).contrast(COORDINATES[:3], weights)
+    with torch.no_grad():
+        losses = [
+            F.cross_entropy(moved(model, D @ c)(x), y, reduction="none") for c in COORDINATES[:3]
+        ]
+    mixed = sum(w * part for w, part in zip(weights.double(), losses, strict=True))
+    assert isinstance(mixed, Tensor)
+    assert found.value == pytest.approx(float(mixed.mean()))
+    assert found.standard_error == pytest.approx(float(mixed.std()) / len(y) ** 0.5)
+
+
+def test_error_of_the_accuracy_is_that_of_a_mean_of_zeros_and_ones() -> None:
+    model, (x, y) = conv_net(), images()
+    problem = ls.Problem(model, "cross_entropy", (x, y), batch_size=8)
+    found = LossAt(problem, directions_of(problem))(COORDINATES)
+    assert found.accuracy_standard_error is not None
+    for k, c in enumerate(COORDINATES):
+        right = (moved(model, directions_of(problem) @ c)(x).argmax(1) == y).double()
+        expected = float(right.std()) / len(y) ** 0.5
+        assert float(found.accuracy_standard_error[k]) == pytest.approx(expected)
+
+
+def test_buffers_move_with_the_coordinates() -> None:
+    model, (x, y) = conv_net(), images()
+    problem = ls.Problem(model, "cross_entropy", (x, y), batch_size=8)
+    step = torch.rand(3, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    D = directions_of(problem)
+    # Asked for several at once, they are evaluated one by one: vmap moves parameters alone.
+    loss_at = LossAt(problem, D, buffers={"1.running_var": step}, at_once=4)
+    found = loss_at(COORDINATES)
+    for k, c in enumerate(COORDINATES):
+        other = moved(model, D @ c)
+        other[1].running_var += step @ c  # type: ignore[index]
+        torch.testing.assert_close(found.loss[k], F.cross_entropy(other(x), y), rtol=1e-12, atol=0)
+
+
+def test_statistics_are_estimated_on_the_data_that_are_named() -> None:
+    model, (x, y) = conv_net(), images(48)
+    problem = ls.Problem(model, "cross_entropy", (x[:24], y[:24]), batch_size=8)
+    unseen = problem.over([(x[24:], y[24:])])
+    D = directions_of(problem, 1)
+    loss_at = LossAt(unseen, D, norm_stats="reestimated", statistics_of=problem)
+    found = loss_at(torch.tensor([[0.2]], dtype=torch.float64))
+    other = moved(model, 0.2 * D[:, 0])
+    update_bn(list(x[:24].split(8)), other)
+    expected = F.cross_entropy(other.eval()(x[24:]), y[24:])
+    torch.testing.assert_close(found.loss[0], expected.detach(), rtol=1e-12, atol=0)

@@ -198,6 +198,17 @@ def test_the_newest_gradient_keeps_its_digits_in_float32(damping):
     assert close((window @ G[-1]).double(), expected, 1e-5)
 
 
+def test_a_damping_lost_in_rounding_is_refused():
+    window = window_of(torch.full([40, 3], 1.1, dtype=DOUBLE), 40, 1e-17)
+    with pytest.raises(ls.InputError, match="1e-17 is lost beside gradients of size 1.91: choose"):
+        window.newest()
+    window.damping = 1e-9
+    window.newest()
+    independent = window_of(random(5, 20), 5, 1e-17)  # which need none
+    limit = 5 * torch.linalg.pinv(random(5, 20))[:, -1]  # λ → 0
+    assert close(independent.newest(), limit, 1e-10)
+
+
 @pytest.mark.parametrize("storage", ["dense", "sparse"])
 def test_a_window_goes_on_from_its_state_to_the_last_bit(storage):
     def fresh() -> DynamicMFAC:
@@ -206,6 +217,7 @@ def test_a_window_goes_on_from_its_state_to_the_last_bit(storage):
 
     G = random(9, 300).float()
     window, other = fresh(), fresh()
+    window.damping = 0.03
     for g in G[:6]:
         window.push(g)
     window.remove(1)
@@ -226,19 +238,34 @@ def test_sparse_gradients_in_a_window():
     agrees(window, rows.columns(slice(None))[window.order])
 
 
+def test_a_refused_state_changes_nothing():
+    window, x = window_of(random(3, 5), 3, 0.1), random(5, seed=1)
+    before = window @ x
+    for state in (
+        {},
+        {**window_of(random(3, 5).float(), 3, 0.1).state_dict()},
+        {**window.state_dict(), "rows": torch.zeros(3, 6, dtype=DOUBLE)},
+    ):
+        with pytest.raises(ls.InputError, match="the state (lacks|has)"):
+            window.load_state_dict(state)
+        assert torch.equal(window @ x, before)
+
+
 def test_what_cannot_be_is_refused_in_a_sentence():
     window = window_of(random(2, 5), 3, 1.0)
     for sentence, call in (
         ("damping is 0", lambda: StaticMFAC(random(2, 5), 0)),
+        ("gradient 1 holds a number that is not finite", lambda: StaticMFAC(random(3, 5) / torch.tensor([[1], [0], [1]]), 1)),
+        ("not finite in torch.float64", lambda: window.push(torch.full([5], math.nan))),
         ("damping is -1", lambda: DynamicMFAC(5, 3, -1)),
         ("damping is 0", lambda: setattr(window, "damping", 0)),
         ("capacity is 0", lambda: DynamicMFAC(5, 0, 1.0)),
         (r"must be \(3, 5\)", lambda: DynamicMFAC(5, 3, 1.0, rows=SparseRows(2, 5))),
-        (r"shape \(4,\): it must be \(5,\)", lambda: window.push(torch.ones(4))),
+        (r"shape \(4,\): it must be real, of shape \(5,\)", lambda: window.push(torch.ones(4))),
         ("no gradient 2: the window holds 2", lambda: window.remove(2)),
         ("each of the 2 gradients", lambda: window.span(torch.ones(3))),
         ("window of 4 gradients, this one", lambda: window.load_state_dict(window_of(random(2, 5), 4, 1.0).state_dict())),
-        (r"'rows' of shape \(3, 6\)", lambda: window.load_state_dict(window_of(random(2, 6), 3, 1.0).state_dict())),
+        (r"\(3, 6\) in torch.float64 as 'rows', and \(3, 5\)", lambda: window.load_state_dict(window_of(random(2, 6), 3, 1.0).state_dict())),
     ):  # fmt: skip
         with pytest.raises(ls.InputError, match=sentence):
             call()

@@ -189,6 +189,17 @@ def test_mfac_loses_no_digits_in_float32(damping: float) -> None:
     assert (direction - expected).norm() < 2e-7 * expected.norm()
 
 
+@pytest.mark.parametrize("damping", [1e-7, 1e-10])
+def test_repeated_gradients_cost_mfac_as_many_digits_as_it_says(damping: float) -> None:
+    gradient = torch.randn(500, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    parameter = nn.Parameter(torch.zeros(500, dtype=DOUBLE))
+    optimizer = MFAC([parameter], 1.0, momentum=0, window=32, damping=damping)
+    direction = pushed(optimizer, parameter, gradient.expand(20, 500))[-1]
+    square = float(gradient.square().sum())
+    expected = gradient / (damping + square)
+    assert (direction - expected).norm() < 2.2e-16 * square / damping * expected.norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mfac_agrees_with_the_window_of_the_operators(dtype: torch.dtype) -> None:
     gradients = torch.randn(9, 60, generator=torch.Generator().manual_seed(1))
@@ -201,18 +212,33 @@ def test_mfac_agrees_with_the_window_of_the_operators(dtype: torch.dtype) -> Non
     assert optimizer.state[parameter]["rows"].dtype == dtype
 
 
-def test_sparse_rows_agree_with_those_of_the_operators_and_lose_nothing_for_good() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sparse_rows_agree_with_those_of_the_operators_and_lose_nothing_for_good(
+    dtype: torch.dtype,
+) -> None:
     gradients = torch.randn(9, 60, generator=torch.Generator().manual_seed(2))
     parameter = nn.Parameter(torch.zeros(60))
-    optimizer = MFAC([parameter], 1.0, momentum=0, window=9, damping=0.01, density=0.1)
+    options = {"window": 9, "damping": 0.01, "density": 0.1, "window_dtype": dtype}
+    optimizer = MFAC([parameter], 1.0, momentum=0, **options)
     window = DynamicMFAC(60, 9, 0.01, rows=SparseRows(9, 60, share=0.1))
     for direction, gradient in zip(pushed(optimizer, parameter, gradients), gradients, strict=True):
         window.push(gradient)
-        assert torch.allclose(direction, window.newest(), rtol=1e-5, atol=1e-5)
+        if dtype == torch.float32:
+            assert torch.allclose(direction, window.newest(), rtol=1e-5, atol=1e-5)
     state = optimizer.state[parameter]
     assert state["values"].shape == (9, 6)
-    stored = torch.zeros(60).index_add(0, state["places"].flatten(), state["values"].flatten())
+    stored = torch.zeros(60).index_add(
+        0, state["places"].flatten(), state["values"].float().flatten()
+    )
     assert torch.allclose(stored + state["error"], gradients.sum(0), atol=1e-5)
+
+
+def test_a_sparse_window_keeps_one_number_of_few_and_none_of_none() -> None:
+    none, few = nn.Parameter(torch.zeros(0)), nn.Parameter(torch.ones(4))
+    optimizer = MFAC([none, few], density=0.01)
+    (few.sum() + none.sum()).backward()
+    optimizer.step()
+    assert (few < 1).sum() == 1
 
 
 def test_a_missing_gradient_counts_as_zero_and_moves_nothing() -> None:
@@ -316,6 +342,24 @@ def test_adahessian_matches_its_formulas_in_float64_step_by_step(
         assert close(model, theta)
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 2, 2)])
+@pytest.mark.parametrize("average", [True, False])
+def test_adahessian_averages_over_the_positions_of_a_kernel_and_no_more(
+    average: bool, shape: tuple[int, ...]
+) -> None:
+    weights = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    parameter = nn.Parameter(torch.ones(shape, dtype=DOUBLE))
+    optimizer = AdaHessian([parameter], betas=(0.9, 0.75), block_average=average)
+    loss = (weights * parameter.square()).sum() / 2  # |Hz| is the weights, whatever the signs
+    optimizer.update_hessian(loss)
+    loss.backward()
+    optimizer.step()
+    if average and len(shape) > 2:
+        weights = weights.mean(tuple(range(2, len(shape))), keepdim=True).expand(shape)
+    square = optimizer.state[parameter]["square"]
+    assert torch.allclose(4 * square, weights.square(), rtol=1e-14)
+
+
 def quadratic(parameter: Tensor) -> Tensor:
     matrix = torch.tensor([[1.0, 2], [2, 1]], dtype=DOUBLE)
     return parameter @ matrix @ parameter / 2
@@ -368,6 +412,9 @@ def test_the_draws_are_what_they_are_called_and_new_at_every_step() -> None:
         assert abs(squares.mean() - 1) < 5 * (2 / 20_000) ** 0.5
         assert abs(squares.square().mean() - 3) < 5 * (96 / 20_000) ** 0.5
     assert not torch.equal(drawn[SophiaH, 0], drawn[SophiaH, 1])
+    other = SophiaH([parameter], seed=6)
+    other.update_hessian(parameter.square().sum() / 2)
+    assert not torch.equal(drawn[SophiaH, 0], other.state[parameter]["collected"])
     signs = adahessian.rademacher(parameter, torch.Generator().manual_seed(0))
     assert signs.abs().eq(1).all()
     assert abs(signs.mean()) < 5 / 20_000**0.5
@@ -399,6 +446,35 @@ def test_a_linear_loss_has_no_curvature() -> None:
     optimizer.step()
     assert parameter.tolist() == pytest.approx([1 - 0.1 * 3 / 0.5] * 2, rel=1e-12)
     assert other.tolist() == pytest.approx([1 - 0.1 * 1 / 1.5] * 2, rel=1e-12)
+
+
+def test_processes_that_average_what_they_find_have_found_it_of_the_whole() -> None:
+    found = []
+    for kind, parts in itertools.product(
+        (AdaHessian, SophiaH), ([slice(0, 6)], [slice(0, 3), slice(3, 6)])
+    ):
+        of_parts = []
+        for rows in parts:  # each a process of its own
+            model = network()
+            optimizer = kind(model.parameters())
+            inputs, targets = (part[rows] for part in batch(0))
+            optimizer.update_hessian(cross_entropy(model(inputs), targets))
+            of_parts.append(flat(optimizer.state[p]["collected"] for p in model.parameters()))
+        found.append(torch.stack(of_parts).mean(0))
+    assert torch.allclose(found[0], found[1], atol=1e-14)
+    assert torch.allclose(found[2], found[3], atol=1e-14)
+
+
+def test_a_layer_without_second_derivatives_is_said_with_what_to_do() -> None:
+    queries = nn.Parameter(torch.randn(1, 2, 4, 8, generator=torch.Generator().manual_seed(0)))
+    optimizer = AdaHessian([queries])
+    attention = nn.functional.scaled_dot_product_attention
+    with pytest.raises(InputError, match=r"without second derivatives.*SDPBackend\.MATH"):
+        optimizer.update_hessian(attention(queries, queries, queries).square().mean())
+    with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
+        loss = attention(queries, queries, queries).square().mean()
+    optimizer.update_hessian(loss)
+    assert optimizer.state[queries]["collected"].any()
 
 
 # Sophia
@@ -467,6 +543,25 @@ def test_labels_are_drawn_with_the_probabilities_of_the_softmax() -> None:
     shares = labels.bincount(minlength=4) / 40_000
     expected = logits[0].softmax(0)
     assert ((shares - expected).abs() < 5 * (expected * (1 - expected) / 40_000).sqrt()).all()
+
+
+def test_labels_are_drawn_in_float32_and_anew_for_every_part_of_a_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[torch.dtype, Tensor]] = []
+    true = sophia.sampled_labels
+
+    def drawn(logits: Tensor, source: torch.Generator) -> Tensor:
+        seen.append((logits.dtype, true(logits, source)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(sophia, "sampled_labels", drawn)
+    parameter = nn.Parameter(torch.zeros(100, 3, dtype=torch.bfloat16))
+    optimizer = SophiaG([parameter])
+    for _ in range(2):
+        optimizer.update_hessian(parameter * 1)
+    assert [dtype for dtype, _ in seen] == [torch.float32] * 2
+    assert not torch.equal(seen[0][1], seen[1][1])
 
 
 def test_the_samples_of_a_sequence_model_are_its_tokens() -> None:
@@ -672,8 +767,11 @@ def test_autocast_trains_float32_masters(kind: type, half: torch.dtype) -> None:
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
+@pytest.mark.parametrize("spoilt", [math.nan, 1e200])  # whose square overflows
 @pytest.mark.parametrize("kind", [AdaHessian, SophiaH, SophiaG])
-def test_an_estimate_that_is_not_finite_changes_nothing_but_the_count_of_steps(kind: type) -> None:
+def test_an_estimate_that_is_not_finite_changes_nothing_but_the_count_of_steps(
+    kind: type, spoilt: float
+) -> None:
     model = network()
     optimizer = kind(model.parameters(), **(SMALL[kind] | {"every": 1}))
     train(model, optimizer, range(2))
@@ -684,7 +782,7 @@ def test_an_estimate_that_is_not_finite_changes_nothing_but_the_count_of_steps(k
     logits = model(inputs)
     loss = cross_entropy(logits, targets)
     told(optimizer, logits, loss)
-    optimizer.state[next(model.parameters())]["collected"].view(-1)[0] = math.nan
+    optimizer.state[next(model.parameters())]["collected"].view(-1)[0] = spoilt
     loss.backward()
     optimizer.step()
     assert same(before, [optimizer.state[p][key] for p in model.parameters()])
@@ -704,6 +802,18 @@ def test_frozen_and_unused_parameters_stay_and_a_step_without_gradients_is_none(
     assert torch.equal(model[0].weight, frozen)
     assert torch.equal(spare, torch.ones(3, dtype=DOUBLE))
     assert not torch.equal(flat(model.parameters()), flat(network().parameters()))
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_group_may_be_empty_and_all_may_be_frozen(kind: type) -> None:
+    optimizer = kind([{"params": []}], **SMALL[kind])
+    optimizer.load_state_dict(optimizer.state_dict())
+    model = network().requires_grad_(False)
+    optimizer.add_param_group({"params": list(model.parameters())})
+    logits = model(batch(0)[0].requires_grad_())
+    told(optimizer, logits, cross_entropy(logits, batch(0)[1]))
+    optimizer.step()
+    assert torch.equal(flat(model.parameters()), flat(network().parameters()))
 
 
 @pytest.mark.parametrize("kind", [AdaHessian, SophiaH, SophiaG])
@@ -762,6 +872,7 @@ REFUSED: list[tuple[str, Callable[[Any], Any]]] = [
     ("window is 0: keep at least 1", lambda p: MFAC(p, window=0)),
     ("window_dtype is torch.float16: use", lambda p: MFAC(p, window_dtype=torch.float16)),
     ("density is 2: it must be above 0 and at most 1", lambda p: MFAC(p, density=2)),
+    ("betas is 0.9: give two numbers", lambda p: SophiaH(p, betas=0.9)),
     ("each of betas is 1.5", lambda p: AdaHessian(p, betas=(0.9, 1.5))),
     ("hessian_power is 2: it must be from 0 to 1", lambda p: AdaHessian(p, hessian_power=2)),
     ("eps is 0: it must be above 0", lambda p: AdaHessian(p, eps=0)),

@@ -9,6 +9,7 @@ from spectra import SPECTRA, small_net, small_net_hessian, with_spectrum
 from torch import Tensor
 
 import landscape as ls
+from landscape.operators.matrix import FunctionOperator
 
 DTYPES = (torch.float64, torch.float32)
 DEFINITE = {"ramp": np.linspace(0.5, 4.0, 90), "outliers": np.r_[np.geomspace(0.1, 1, 80), 30, 50]}
@@ -422,6 +423,26 @@ def test_scaling_by_powers_of_two_scales_the_answer_bit_for_bit(
     assert torch.equal(whole.residuals, scaled.residuals) and whole.status == scaled.status
 
 
+@pytest.mark.parametrize("method", ["auto", "minres", "nystrom", "neumann"])
+def test_the_size_of_the_right_hand_side_does_not_matter_where_its_square_has_no_float32(
+    method: str,
+) -> None:
+    """As a gradient near a minimum: 2^-100 squared is zero, and 2^100 squared infinite."""
+    A = ls.as_operator(with_spectrum(DEFINITE["ramp"]), dtype=torch.float32)
+    b, sizes = columns(A.shape[0]).float(), torch.tensor([2.0**-100, 1.0, 2.0**100])
+    options = {"method": method, "tolerance": 1e-4, "max_iterations": 300}
+    whole = ls.solve(A, b, start=b, **options)
+    scaled = ls.solve(A, b * sizes, start=b * sizes, **options)
+    assert whole.converged and torch.equal(whole.x * sizes, scaled.x)
+    assert torch.equal(whole.residuals, scaled.residuals)
+
+
+def test_a_solution_that_overflows_is_refused() -> None:
+    A = ls.as_operator(torch.eye(3) * 2.0**-40, dtype=torch.float32)
+    with pytest.raises(ls.UntrustedResult, match="overflows"):
+        ls.solve(A, torch.full((3,), 2.0**100))
+
+
 def test_global_random_state_and_arguments_are_untouched() -> None:
     A = ls.as_operator(with_spectrum(SPECTRA["network"]))
     b, start = columns(A.shape[0]), columns(A.shape[0], seed=1)
@@ -480,6 +501,15 @@ def test_numbers_leave_the_device_only_at_looks(method: str) -> None:
         (None, {"preconditioner": ls.as_operator(torch.eye(3))}, "does not fit"),
         (
             None,
+            {
+                "preconditioner": FunctionOperator(
+                    lambda v: v, 4, torch.float64, torch.device("meta")
+                )
+            },
+            "size, dtype or device differ",
+        ),
+        (
+            None,
             {"preconditioner": ls.eigenpairs(ls.as_operator(torch.eye(3)), 1)},
             "the eigenvectors have length 3, and the operator order 4",
         ),
@@ -496,7 +526,7 @@ def test_wrong_arguments_are_refused_in_a_sentence(b, options, sentence) -> None
         ls.solve(ls.as_operator(torch.eye(4)), b, **options)
 
 
-@pytest.mark.parametrize("method", ["cg", "minres"])
+@pytest.mark.parametrize("method", ["cg", "minres", "nystrom", "neumann"])
 def test_product_that_is_not_finite_is_refused(method: str) -> None:
     A = ls.as_operator(lambda v: v, shape=(4, 4))
     A.function = lambda block: block * float("nan")  # type: ignore[attr-defined]

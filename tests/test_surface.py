@@ -1,5 +1,6 @@
 """Surfaces: the right loss at the right place, checked, resumable, and saved whole."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,31 @@ def test_curvature_is_found_on_its_plateau_where_rectifiers_have_kinks() -> None
     for check in found.checks.axes:
         assert check.relative_error is not None and check.relative_error < 0.01
         assert check.eigenvalue_error is not None and check.eigenvalue_error < 0.01
+
+
+def one_weight(loss: Callable[[Tensor], Tensor]) -> ls.Problem:
+    """A problem whose loss is any function of a single weight, which is 1."""
+    model = nn.Linear(1, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    data = [torch.ones(1, 1).double()]
+    return ls.Problem.from_closure(model, lambda m, x: (loss(m(x)).mean(), 1), data)
+
+
+def test_curvature_at_the_scale_of_the_picture_is_per_unit_of_length() -> None:
+    problem = one_weight(lambda w: w**4)
+    found = ls.surface(problem, torch.full((1, 1), 2.0).double(), points=5, extent=0.6)
+    step = 0.3 * 2  # a quarter of the range, in weight space
+    assert found.checks.curvature_at_scale == pytest.approx([12 + 2 * step**2])
+
+
+def test_steps_beyond_a_kink_are_not_taken_for_the_curvature() -> None:
+    problem = one_weight(lambda w: w**2 / 2 + 5 * torch.relu(w - 1 - 2e-4))
+    found = ls.surface(problem, torch.ones(1, 1).double(), points=3, extent=0.5)
+    assert found.checks.axes is not None
+    check = found.checks.axes[0]
+    assert check.curvature == pytest.approx(1) and check.second_difference == pytest.approx(1)
+    assert check.step is not None and check.step < 2e-4
 
 
 def test_a_wrong_eigenvalue_is_noticed() -> None:
@@ -228,6 +254,30 @@ def test_a_loss_of_zero_has_no_multiple() -> None:
     problem = ls.Problem(model, "mse", (torch.ones(2, 1).double(), torch.zeros(2, 1).double()))
     with pytest.raises(ls.InputError, match="give --range"):
         ls.surface(problem, ranks=(1,))
+
+
+def test_gradient_norms_and_eigenvalues_are_those_of_models_at_the_points() -> None:
+    problem = relu_net()
+    axes = ls.random_axes(problem)
+    found = ls.surface(
+        problem, axes, points=3, extent=0.3, gradient_norm=True, curvature=2, check=False
+    )
+    assert found.gradient_norm is not None and found.curvature is not None
+    other = problem.separate()
+    own = [p.detach().clone() for p in other.selected()]
+    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        c = torch.tensor([found.curvature.grid[0][i], found.curvature.grid[1][j]])
+        parts = problem.layout.split(axes.directions @ c.to(axes.directions))
+        with torch.no_grad():
+            for p, value, part in zip(other.selected(), own, parts, strict=True):
+                p.copy_(value + part)
+        values = torch.linalg.eigvalsh(ls.Hessian(other).dense())
+        slack = 0.02 * float(values.abs().max())
+        assert found.curvature.largest[i, j] == pytest.approx(float(values[-1]), abs=slack)
+        assert found.curvature.smallest[i, j] == pytest.approx(float(values[0]), abs=slack)
+        slope = float(other.gradient().norm())
+        assert found.gradient_norm[2 * i, 2 * j] == pytest.approx(slope, rel=1e-4)
+    assert found.gradient_norm.shape == (3, 3) and found.cost.products > 0
 
 
 def test_nothing_leaks_and_a_seed_means_one_surface() -> None:

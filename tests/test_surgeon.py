@@ -1,12 +1,14 @@
 """Optimal brain surgery against its closed form in dense float64, and against the constrained minimum."""
 
 import math
+import re
 
 import pytest
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from landscape.errors import InputError
 from landscape.estimators.surgeon import group_saliencies, remove, saliencies
 from landscape.operators.inverse_fisher import InverseFisher
 
@@ -97,6 +99,21 @@ def test_small_damping_in_float32_keeps_its_digits() -> None:
     rest = left @ expected - right @ w[removed]
     value = 0.5 * (1e-7 * (expected.square().sum() + w[removed].square().sum()) + rest @ rest / 64)
     assert float(rise) == pytest.approx(float(value), rel=1e-9)
+
+
+def test_damping_lost_in_rounding_is_refused_and_the_one_named_is_enough() -> None:
+    """More gradients than weights, 1e7 large: at λ = 1e-5 the update would be noise."""
+    gradients, weights = random_problem(100, 40, scale=1e7)
+    removed = torch.arange(40) % 2 == 0
+    with pytest.raises(InputError, match="damping 1e-05 is lost in rounding") as refusal:
+        remove(InverseFisher.from_gradients(gradients, 1e-5), weights, removed)
+    named = 1.1 * float(re.findall(r"raise it to (\S+)", str(refusal.value))[0])
+    update, _ = remove(InverseFisher.from_gradients(gradients, named), weights, removed)
+    F, w, kept = fisher(gradients, named), weights.double(), ~removed
+    expected = torch.linalg.solve(F[kept][:, kept], F[kept][:, removed] @ w[removed])
+    assert float((update[kept] - expected).norm() / expected.norm()) < 1e-2
+    # As large, but fewer than what stays: nothing is lost.
+    remove(InverseFisher.from_gradients(gradients[:10], 1e-5), weights, removed)
 
 
 def test_removing_one_weight_costs_its_saliency() -> None:

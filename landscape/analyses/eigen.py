@@ -130,7 +130,7 @@ def eigen(
         >>> [round(pair.value, 6) for pair in ls.eigen(A, 2, which="smallest").eigenvalues]
         [-2.0, 1.0]
     """
-    A = operator_of(problem, operator, samples=samples, **execution)
+    A = operator_of(problem, operator, samples=samples, seed=seed, **execution)
     loss, gradient_norm = standing(A)
     exact = in_float64(A)
     options: dict[str, Any] = {"which": which, "tolerance": tolerance, "basis": basis}

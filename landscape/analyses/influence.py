@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from landscape import batches
-from landscape.analyses.operators import operator_of
-from landscape.errors import InputError
+from landscape.analyses.operators import OPERATORS, operator_of
+from landscape.errors import InputError, UntrustedResult
 from landscape.estimators.solve import Choice, Solution, solve
 from landscape.loading.subset import class_labels, target_of
 from landscape.operators.base import Operator
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 Phase = Literal["inverse products", "training samples"]
 INVERSE = "inverse-fisher"
+# What helps where a linear system was not solved, by how it ended.
+REMEDIES: dict[str, str] = {
+    "stagnation": "compute in --dtype float64 (dtype=), or raise --damping (damping=)",
+    "least squares": "raise --damping (damping=) above 0",
+    "divergence": "raise --damping (damping=), or choose another --method (method=)",
+}
+MORE = "raise --damping (damping=) or --max-iterations (max_iterations=)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,9 +152,9 @@ def influence(
         An `Influence`; its `failures` say what could not be trusted.
 
     Raises:
-        InputError: no such query, a problem from a closure, batch statistics (which tie samples to each
-            other), or arguments out of range.
-        UntrustedResult: a product is not finite.
+        InputError: no such query, data that come in another order on every pass, a problem from a
+            closure, batch statistics (which tie samples to each other), or arguments out of range.
+        UntrustedResult: a product or an effect is not finite.
 
     Example:
         >>> import torch, landscape as ls
@@ -163,12 +171,20 @@ def influence(
             "with batch statistics in batch normalisation no sample can be left out by itself: use "
             "norm_stats='running'"
         )
+    positions = _positions(queries)
+    asked = problem if data is None else problem.over(batches.as_batches(data, None, pairs=True))
+    if problem.reordered or asked.reordered:
+        raise InputError(
+            "the data come in another order on every pass, so a position names no sample: pass a loader "
+            "with shuffle=False"
+        )
+    begun = time.perf_counter()
     A = _operator(problem, operator, samples, damping, rank, method, seed, execution)
+    built = time.perf_counter() - begun  # the gradients of an inverse Fisher matrix
     meter = Meter(A)
     begun = time.perf_counter()
-    asked = problem if data is None else problem.over(batches.as_batches(data, None, pairs=True))
-    losses, gradients = losses_and_gradients(asked, queries)
-    passes = time.perf_counter() - begun
+    losses, gradients = losses_and_gradients(asked, positions)
+    passes = built + time.perf_counter() - begun
     if isinstance(A, InverseFisher):
         damping, found = A.damping, None
         inverse = A @ gradients
@@ -195,12 +211,16 @@ def influence(
     )
     effects = (along.double() / problem.terms).T.cpu().numpy()
     passes += time.perf_counter() - begun
+    if not np.isfinite(effects).all():
+        raise UntrustedResult(
+            "an effect is not finite: the derivative of a sample overflows; try --dtype float64 (dtype=)"
+        )
     cost = meter.read()
     targets, own = _classes(problem), _classes(asked)
-    solved = _solved(found, len(queries))
+    solved = _solved(found, len(positions))
     return Influence(
         operator=type(A).__name__,
-        method="woodbury" if found is None else method,
+        method="woodbury" if found is None else ", ".join(dict.fromkeys(found.method)),
         damping=damping,
         parameters=problem.size,
         samples=problem.samples,
@@ -208,16 +228,30 @@ def influence(
         gradient_norm=float(problem.gradient().double().norm()),
         targets=targets,
         queries=[
-            Query(int(position), None if own is None else own[position], loss, row, *numbers)
-            for position, loss, row, numbers in zip(queries, losses, effects, solved, strict=True)
+            Query(position, None if own is None else own[position], loss, row, *numbers)
+            for position, loss, row, numbers in zip(positions, losses, effects, solved, strict=True)
         ],
         queries_from_training=data is None,
-        failures=_failures(found, queries),
-        cost=replace(cost, gradient_equivalents=_gradients(cost, passes, problem)),
+        failures=_failures(found, positions),
+        cost=replace(
+            cost,
+            seconds=cost.seconds + built,
+            gradient_equivalents=_gradients(cost, passes, problem),
+        ),
         provenance=provenance(A, seed=seed, command=command)
         | {"problem": problem.summary(), "query_data_fingerprint": asked.data_fingerprint}
         | {"arguments": {"rank": rank, "tolerance": tolerance, "max_iterations": max_iterations}},
     )
+
+
+def _positions(queries: Sequence[int]) -> list[int]:
+    """Positions as plain numbers, whatever kind of array they came in."""
+    try:
+        return [index(query) for query in queries]
+    except TypeError as error:
+        raise InputError(
+            f"queries is {queries!r}: give the positions of samples, whole numbers, such as [0, 5]"
+        ) from error
 
 
 def _operator(
@@ -233,10 +267,20 @@ def _operator(
     """The matrix that was named, or given."""
     if isinstance(operator, Operator):
         A = operator_of(operator, samples=samples, **execution)
+        if isinstance(A, InverseFisher) and rank is not None:
+            raise InputError(
+                f"rank={rank} cannot be chosen for {A!r}: it has its gradients already"
+            )
     elif operator == INVERSE:
-        A = InverseFisher(problem, rank, damping, seed=seed)
+        _require_no_products(samples, execution)
+        memory = execution.get("memory", "auto")
+        A = InverseFisher(problem, rank, damping, seed=seed, memory=memory)
+    elif operator in OPERATORS:
+        return operator_of(problem, operator, samples=samples, seed=seed, **execution)
     else:
-        return operator_of(problem, operator, samples=samples, **execution)
+        raise InputError(
+            f"unknown operator {operator!r}: choose one of {', '.join([*OPERATORS, INVERSE])}"
+        )
     if isinstance(A, InverseFisher) and method != "auto":
         raise InputError(
             f"method={method!r} solves with a matrix, and {operator!r} is an inverse already: leave one of "
@@ -248,6 +292,22 @@ def _operator(
             "size, dtype or device differ"
         )
     return A
+
+
+def _require_no_products(samples: int | None, execution: Execution) -> None:
+    """Refuse what is about products with a matrix where none are made."""
+    given = {
+        "samples": samples is not None,
+        "engine": execution.get("engine", "auto") != "auto",
+        "products": execution.get("products") is not None,
+        "compile": execution.get("compile", False),
+        "plan": execution.get("plan") is not None,
+    }
+    for name, there in given.items():
+        if there:
+            raise InputError(
+                f"{name} is about products with a matrix, and {INVERSE!r} needs none: leave it out"
+            )
 
 
 def _classes(problem: Problem) -> list[int] | None:
@@ -286,7 +346,7 @@ def _failures(found: Solution | None, queries: Sequence[int]) -> list[str]:
         if status != "converged" and status != "negative curvature":
             failures.append(
                 f"query {query}: the residual is {residual:.2g}, above the tolerance {found.tolerance:g} "
-                f"({status}): raise --damping (damping=) or --max-iterations (max_iterations=)"
+                f"({status}): {REMEDIES.get(status, MORE)}"
             )
     return failures
 

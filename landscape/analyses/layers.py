@@ -152,7 +152,7 @@ def layers(
     """
     if not isinstance(problem, Problem):
         raise InputError(f"layers needs a Problem, not {type(problem).__name__}")
-    A = operator_of(problem, operator, samples=samples, **execution)
+    A = operator_of(problem, operator, samples=samples, seed=seed, **execution)
     assert isinstance(A, CurvatureOperator)
     found = groups(problem, by)
     places = [positions(problem, group).to(A.device) for group in found]

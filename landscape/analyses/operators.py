@@ -28,9 +28,10 @@ def operator_of(
     name: str = "hessian",
     *,
     samples: int | None = None,
+    seed: int = 0,
     **execution: Unpack[Execution],
 ) -> Operator:
-    """The operator itself, or the one of that name on the problem.
+    """The operator itself, or the one of that name on the problem; the seed is of drawn targets.
 
     Raises:
         InputError: an unknown name, or arguments that do not go with it.
@@ -51,7 +52,7 @@ def operator_of(
     if samples is not None and name != "fisher":
         raise InputError(f"samples={samples} only goes with the operator 'fisher', not {name!r}")
     if name == "fisher":
-        return Fisher(problem, samples=samples, **execution)
+        return Fisher(problem, samples=samples, seed=seed, **execution)
     return OPERATORS[name](problem, **execution)
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from landscape.analyses.fine_tuning import fine_tune as train
@@ -74,7 +75,7 @@ class Pruning(Result, schema=PRUNING_SCHEMA):
     cost: Cost
     provenance: dict[str, Any]
     masks: dict[str, Tensor] | None = field(default=None, repr=False, metadata=NOT_SAVED)
-    state: dict[str, Tensor] | None = field(default=None, repr=False, metadata=NOT_SAVED)
+    state: dict[str, Any] | None = field(default=None, repr=False, metadata=NOT_SAVED)
 
     @property
     def sparsity(self) -> float:
@@ -106,7 +107,7 @@ class Pruning(Result, schema=PRUNING_SCHEMA):
         """Write the masks by the names of their parameters, bool, True where a weight is kept, as safetensors."""
         _write_tensors(self._kept(self.masks), path)
 
-    def _kept(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    def _kept(self, tensors: dict[str, Any] | None) -> dict[str, Any]:
         if tensors is None:
             raise InputError("masks and weights are not part of a saved result: prune anew")
         return tensors
@@ -167,8 +168,9 @@ def prune(
         scope: whether weights of all layers compete ("global"), or every layer gets the sparsity ("layer").
         pattern: (N, M) leaves at most N of M consecutive inputs of an output, as hardware for 2:4 wants
             them; layers whose inputs are no multiple of M stay dense.
-        structured: remove whole output channels (rows of the weight), by their joint saliency
-            ½ w_Sᵀ([F⁻¹]_SS)⁻¹w_S per weight; their biases stay.
+        structured: remove whole output channels, by their joint saliency ½ w_Sᵀ([F⁻¹]_SS)⁻¹w_S per weight;
+            their biases stay. They are the rows of the weights (inputs, in a transposed convolution).
+            Those of the last layer are its outputs: `prunable` can leave it out.
         prunable: glob(s) on the names of what may be pruned; default: weights of two dimensions or more.
         gradients: m per step; default 256, or all there are.
         damping: λ, in units of the loss² per parameter².
@@ -192,22 +194,26 @@ def prune(
         >>> model = torch.nn.Linear(3, 1, bias=False)
         >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 2.0, 1.0]]))
         >>> result = ls.prune(ls.Problem(model, "mse", (x, x @ model.weight.data.T + 1)), 1 / 3)
-        >>> result.masks["weight"], float(model.weight[0, 0])
+        >>> result.masks["weight"], model.weight[0, 0].item()
         (tensor([[False,  True,  True]]), 1.0)
     """
     start = time.perf_counter()
+    if not isinstance(problem, Problem):
+        raise InputError(
+            f"a {type(problem).__name__} is no problem: pass ls.Problem(model, loss, data)"
+        )
     layers = prunable_layers(problem, prunable)
     plan = Plan(
         method, schedule, recompute, scope, pattern, structured, gradients, damping, per, seed
     )
-    targets = [sparsity] if isinstance(sparsity, (int, float)) else sparsity
+    targets = None if sparsity is None else np.ravel(sparsity).tolist()
     plan.check(layers, targets)
     if fine_tune is not None and schedule != "gradual":
         raise InputError("fine_tune goes with schedule='gradual': one-shot pruning trains nothing")
-    if epochs_per_step < 1 or not learning_rate > 0:
-        raise InputError(
-            f"epochs_per_step is {epochs_per_step} and learning_rate {learning_rate:g}: both must be positive"
-        )
+    if not (isinstance(epochs_per_step, int) and epochs_per_step > 0):
+        raise InputError(f"epochs_per_step is {epochs_per_step!r}: give a whole number, at least 1")
+    if not 0 < learning_rate < math.inf:
+        raise InputError(f"learning_rate is {learning_rate}: choose a finite one above 0")
     own = problem.separate()
     judge = own
     if held_out is not None:
@@ -246,9 +252,13 @@ def prune(
     kept = {layer.name: free[layer.where].view(layer.shape).cpu() for layer in layers}
     counts = [LayerSparsity(name, m.numel(), int((~m).sum())) for name, m in kept.items()]
     failures = []
-    if not math.isfinite(after.loss):
+    last = steps[-1]
+    if not math.isfinite(last.quality.loss):
+        remedy = "raise the damping, " if method == "mfac" else ""
+        remedy += "lower the learning rate, " if schedule == "gradual" else ""
         failures.append(
-            f"the loss of the pruned model is {after.loss}: raise the damping, or prune less"
+            f"the loss is {last.quality.loss} at a sparsity of {last.sparsity:.4g}, where pruning stopped: "
+            f"{remedy}or prune less"
         )
     seconds = time.perf_counter() - start
     there = problem.samples if per == "sample" else problem.batch_count
@@ -271,7 +281,7 @@ def prune(
         before=before,
         after=after,
         held_out_before=None if judge is own else beginning,
-        held_out_after=None if judge is own else steps[-1].quality,
+        held_out_after=None if judge is own else last.quality,
         predicted_increase=None if None in rises else sum(r for r in rises if r is not None),
         steps=steps,
         magnitude_steps=rest,
@@ -287,21 +297,20 @@ def prune(
 
 
 def _masks(problem: Problem, free: Tensor) -> dict[str, Tensor]:
-    """Which values of every selected parameter stay what they are not forced to be, by its name."""
+    """Which values of every selected parameter have not been pruned, by its name."""
     pieces = problem.layout.split(free)
     return dict(zip(problem.names, pieces, strict=True))
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a state dict, each with memory of its own."""
-    tensors = model.state_dict().items()
-    return {k: v.detach().cpu().clone() for k, v in tensors if isinstance(v, Tensor)}
+def _state(model: nn.Module) -> dict[str, Any]:
+    """A state dict, each tensor with memory of its own."""
+    state = model.state_dict().items()
+    return {k: v.detach().cpu().clone() if isinstance(v, Tensor) else v for k, v in state}
 
 
-def _write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+def _write_tensors(state: Mapping[str, Any], path: str | Path) -> None:
     from safetensors.torch import save_file
 
+    tensors = {k: v.contiguous() for k, v in state.items() if isinstance(v, Tensor)}
     with atomic(path) as temporary:
-        save_file(
-            {k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"format": "pt"}
-        )
+        save_file(tensors, temporary, metadata={"format": "pt"})

@@ -34,7 +34,7 @@ class Layer:
 
     def channels(self) -> list[slice]:
         """Where the weights of each output channel lie, the rows of the tensor."""
-        width = self.size // self.shape[0]
+        width = self.size // (self.shape or (1,))[0]
         stops = range(self.start + width, self.start + self.size + 1, width)
         return [slice(stop - width, stop) for stop in stops]
 
@@ -55,7 +55,8 @@ def prunable_layers(problem: Problem, prunable: str | Sequence[str] | None) -> l
     for name, shape, parameter in zip(
         problem.names, problem.layout.shapes, problem.selected(), strict=True
     ):
-        if name in chosen and (prunable is not None or parameter.ndim > 1):
+        wanted = name in chosen and (prunable is not None or parameter.ndim > 1)
+        if wanted and parameter.numel():
             if parameter.is_complex():
                 raise InputError(
                     f"parameter {name!r} is complex: leave it out of what is pruned (prunable=)"
@@ -93,7 +94,7 @@ def choose(
         scores: of every parameter, shape (P,); infinite where it must stay.
         free: which parameters have not been removed, bool (P,).
         layers: those counted.
-        sparsity: share of their weights to be gone, rounded to whole weights.
+        sparsity: share of their weights to be gone, rounded to whole weights; one stays in any case.
         scope: over all layers together, or in each.
 
     Returns:
@@ -105,7 +106,8 @@ def choose(
         places = places.to(free.device)
         gone = int((~free[places]).sum())
         left = scores[places].masked_fill(~free[places], math.inf)
-        order = left.argsort(stable=True)[: max(0, round(sparsity * len(places)) - gone)]
+        most = min(round(sparsity * len(places)), len(places) - 1)
+        order = left.argsort(stable=True)[: max(0, most - gone)]
         removed[places[order[left[order] < math.inf]]] = True
     return removed
 
@@ -120,22 +122,25 @@ def within_pattern(
     """
     keep, among = pattern
     gone = torch.zeros_like(free)
+    for layer in layers:
+        gone[layer.where] = ~free[layer.where]
     for layer in _fitting(layers, pattern):
         rows, inputs, *_ = layer.shape
         shape = (rows, inputs // among, among, layer.size // (rows * inputs))
         own = scores[layer.where].masked_fill(~free[layer.where], -math.inf).view(shape)
         rank = own.argsort(dim=2, stable=True).argsort(dim=2)
-        gone[layer.where] = (rank < among - keep).reshape(-1)
-    return gone | (~free & _members(free, layers))
+        gone[layer.where] |= (rank < among - keep).reshape(-1)
+    return gone
 
 
 def require_pattern(layers: Sequence[Layer], pattern: Pattern) -> None:
     """Refuse a pattern that is none, or fits no layer."""
-    keep, among = pattern
-    if not 0 < keep < among:
+    whole = len(pattern) == 2 and all(isinstance(number, int) for number in pattern)
+    if not (whole and 0 < pattern[0] < pattern[1]):
         raise InputError(
-            f"the pattern is {keep}:{among}: keep at least 1 and fewer than all, as in 2:4"
+            f"the pattern is {pattern!r}: give how many of how many stay, fewer than all, as (2, 4)"
         )
+    keep, among = pattern
     if not _fitting(layers, pattern):
         widths = ", ".join(f"{x.name} {x.shape[1] if len(x.shape) > 1 else 1}" for x in layers[:4])
         raise InputError(
@@ -152,6 +157,8 @@ def choose_channels(
 ) -> Tensor:
     """The output channels of lowest score per weight, so many that the sparsity is met most closely.
 
+    One stays in any case.
+
     Args:
         scores: of every channel, one tensor (channels,) per layer.
         free, layers, sparsity, scope: see `choose`.
@@ -166,7 +173,9 @@ def choose_channels(
         sizes = torch.stack([free[where].sum() for where in channels]).cpu()  # of what is left
         each = torch.cat([scores[i] for i in part]).cpu() / sizes
         alive = sizes > 0
-        order = each.masked_fill(~alive, math.inf).argsort(stable=True)[: int(alive.sum())]
+        order = each.masked_fill(~alive, math.inf).argsort(stable=True)[
+            : max(0, int(alive.sum()) - 1)
+        ]
         total = sum(layers[i].size for i in part)
         wanted = sparsity * total - int(sum((~free[layers[i].where]).sum() for i in part))
         reached = torch.cat([sizes.new_zeros(1), sizes[order].cumsum(0)]).double()
@@ -177,10 +186,3 @@ def choose_channels(
 
 def _fitting(layers: Sequence[Layer], pattern: Pattern) -> list[Layer]:
     return [x for x in layers if len(x.shape) > 1 and x.shape[1] % pattern[1] == 0]
-
-
-def _members(free: Tensor, layers: Sequence[Layer]) -> Tensor:
-    found = torch.zeros_like(free)
-    for layer in layers:
-        found[layer.where] = True
-    return found

@@ -25,6 +25,7 @@ from landscape.errors import InputError
 from landscape.estimators.surgeon import group_saliencies, remove, saliencies
 from landscape.operators.gradient_rows import Rows
 from landscape.operators.inverse_fisher import DEFAULT_COUNT, InverseFisher
+from landscape.operators.row_storage import allocate
 from landscape.operators.sample_gradients import Per, compute, draw
 from landscape.problem import Problem
 
@@ -76,16 +77,21 @@ class Plan:
                 raise InputError(
                     f"{name} is {value!r}: choose {', '.join(known[:-1])} or {known[-1]}"
                 )
-        if self.recompute < 1:
+        if not (isinstance(self.recompute, int) and self.recompute > 0):
             raise InputError(
-                f"recompute is {self.recompute}: it must be at least 1, the number of steps"
+                f"recompute is {self.recompute!r}: give a whole number of steps, at least 1"
             )
         if not (self.damping > 0 and math.isfinite(self.damping)):
             raise InputError(f"damping is {self.damping}: choose one above 0")
         if self.pattern is not None:
-            if sparsities is not None or self.structured:
-                also = "structured" if self.structured else "sparsity"
-                raise InputError(f"a pattern says by itself what goes: leave {also} out")
+            also = {
+                "sparsity": sparsities is not None,
+                "structured": self.structured,
+                "scope": self.scope != "global",
+            }
+            if any(also.values()):
+                named = next(name for name, there in also.items() if there)
+                raise InputError(f"a pattern says by itself what goes: leave {named} out")
             require_pattern(layers, self.pattern)
             return
         if not sparsities:
@@ -93,9 +99,9 @@ class Plan:
                 "no sparsity was given: name the share of weights to be removed, as 0.9"
             )
         for before, share in pairwise([0.0, *sparsities]):
-            if not before < share < 1:
+            if not (isinstance(share, (int, float)) and before < share < 1):
                 raise InputError(
-                    f"sparsity is {share}: give the share of weights to be removed, above {before:g} and "
+                    f"sparsity is {share!r}: give the share of weights to be removed, above {before:g} and "
                     "below 1, such as 0.9"
                 )
 
@@ -143,13 +149,16 @@ def climb(
         report: called with (steps done, steps).
 
     Returns:
-        Which parameters are left, bool (P,), and the steps, the first of them the beginning.
+        Which parameters are left, bool (P,), and the steps, the first of them the beginning. They end early
+        where the loss is not finite any more.
 
     Raises:
         InputError: the model is sparser than that already.
     """
     free = start(problem, layers)
     first = sparsity_of(free, layers)
+    if first == 1:
+        raise InputError("all prunable weights are zero already: nothing is left to be removed")
     if sparsities is None:
         sparsities = [_target(problem, free, layers, plan)]
     if sparsities[0] < first:
@@ -173,6 +182,8 @@ def climb(
         steps.append(Step(sparsity_of(free, layers), rise, quality(judge)))
         if report is not None:
             report(place + 1, len(rungs))
+        if not math.isfinite(steps[-1].quality.loss):
+            break
     return free, steps
 
 
@@ -188,15 +199,11 @@ def _remove(
 ) -> tuple[Tensor, float | None]:
     """One step: what is removed from the problem's own model, bool (P,), and the predicted rise."""
     weights = current(problem).double()
-    rows = None if plan.method == "magnitude" else _rows(problem, plan, free, seed)
-    inverse = None
+    each, inverse = weights.square(), None
     if plan.method == "mfac":
-        assert rows is not None
-        inverse = InverseFisher.from_gradients(rows, plan.damping)
-    each = weights.square()
-    if plan.method == "diagonal":
-        assert rows is not None
-        each[free] *= 0.5 * _diagonal(rows, plan.damping)
+        inverse = InverseFisher.from_gradients(_rows(problem, plan, free, seed), plan.damping)
+    elif plan.method == "diagonal":
+        each[free] *= 0.5 * _diagonal(_rows(problem, plan, free, seed), plan.damping)
     if plan.structured:
         by_channel = _channel_scores(weights, each, inverse, free, layers)
         removed = choose_channels(by_channel, free, layers, sparsity, plan.scope)
@@ -219,17 +226,24 @@ def _remove(
     return removed, rise
 
 
-def _rows(problem: Problem, plan: Plan, free: Tensor, seed: int) -> Tensor:
-    """Gradients at the model's weights with respect to what is left, (m, free)."""
+def _rows(problem: Problem, plan: Plan, free: Tensor, seed: int) -> Rows:
+    """Gradients at the model's weights with respect to what is left, (m, free), where there is room."""
     drawn, losses = draw(problem, plan.gradients, per=plan.per, seed=seed, default=DEFAULT_COUNT)
-    parts: list[Tensor] = []
-    compute(problem, drawn, losses, lambda block: parts.append(block[:, free]))
-    return torch.cat(parts)
+    shape = len(drawn.samples), int(free.sum())
+    rows, filled = allocate(*shape, dtype=problem.dtype, devices=[problem.device]), 0
+
+    def keep(block: Tensor) -> None:
+        nonlocal filled
+        rows.put(filled, block[:, free])
+        filled += len(block)
+
+    compute(problem, drawn, losses, keep)
+    return rows
 
 
-def _diagonal(rows: Tensor, damping: float) -> Tensor:
+def _diagonal(rows: Rows, damping: float) -> Tensor:
     """The diagonal of F = λI + GᵀG/m, float64."""
-    return torch.cat([damping + piece.square().mean(0) for _, piece in Rows(rows).pieces()])
+    return torch.cat([damping + piece.square().mean(0) for _, piece in rows.pieces()])
 
 
 def _channel_scores(

@@ -18,7 +18,8 @@ class Quality:
 def quality(problem: Problem) -> Quality:
     """Loss and accuracy over all the data, in one pass in evaluation mode.
 
-    The accuracy is the share of class indices (ignored targets aside) at which the largest logit stands.
+    The accuracy is the share of class indices (ignored targets aside) at which the largest logit stands,
+    or of labels of two kinds that the sign of their logit tells.
 
     Example:
         >>> import torch, landscape as ls

@@ -150,7 +150,7 @@ def spectrum(
         InputError: an unknown operator, arguments out of range, or `execution` for an operator.
         UntrustedResult: a product is not finite.
     """
-    A = operator_of(problem, operator, samples=samples, **execution)
+    A = operator_of(problem, operator, samples=samples, seed=seed, **execution)
     if not 1 <= top <= A.shape[0]:
         raise InputError(f"top is {top}: it must lie between 1 and the order {A.shape[0]}")
     loss, gradient_norm = standing(A)

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from landscape.analyses.adaptive import Interpolation, fill
 from landscape.analyses.axes import (
     Axes,
     Axis,
@@ -22,14 +23,17 @@ from landscape.analyses.axes import (
     hessian_axes,
     random_axes,
 )
-from landscape.analyses.curvature_check import AxisCheck, curvature_checks
+from landscape.analyses.curvature_map import CurvatureMap, curvature_map
+from landscape.analyses.evaluated_points import EvaluatedPoints
 from landscape.analyses.extent import Extent, suggested_extents
+from landscape.analyses.surface_checks import Checks, check_failures, checks_of
 from landscape.batches import digest
 from landscape.checkpoint import Stage, stages
 from landscape.errors import InputError
-from landscape.estimators.loss_at import NORM_STATS, LossAt, Losses, NormStats, joined
+from landscape.estimators.loss_at import NORM_STATS, LossAt, NormStats
 from landscape.memory import peak_bytes
 from landscape.operators.hessian import Hessian
+from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
 from landscape.results import SURFACE_SCHEMA, Cost, atomic, provenance
 from landscape.saved import NOT_SAVED, Result
@@ -39,25 +43,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 Kind = Literal["hessian", "random", "gradient"]
-Phase = Literal["eigenvalues", "points"]
-CLOSE = 0.01  # accepted error of the curvature along an axis
-CENTER = 1e-4  # and of the loss at the centre
-
-
-@dataclass(frozen=True)
-class Checks:
-    """Whether the picture is right.
-
-    `centre_relative_error`: of the value at the model's weights, against the loss computed apart from the
-    surface. `axes`: see `AxisCheck`; None where surface and Hessian do not see the same loss.
-    `curvature_at_scale`: second differences along the axes over half the range, per unit length squared, which a
-    reader sees in the picture.
-    """
-
-    centre_relative_error: float
-    axis_curvature_relative_error: list[float | None] | None
-    axes: list[AxisCheck] | None
-    curvature_at_scale: list[float]
+Phase = Literal["eigenvalues", "points", "gradients", "curvature"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +64,14 @@ class Surface(Result, schema=SURFACE_SCHEMA):
         accuracy: share of right classes; None where there are no classes.
         center: the loss at the model's weights.
         markers: other models in the picture.
+        computed: which points were computed, the others being interpolated, and `interpolation` how well;
+            None where all were.
         checks: see `Checks`.
         evaluations: points at which the loss was computed.
         at_once: points computed together.
         notes: what a reader should know; `failures`: what could not be trusted.
+        gradient_norm: ‖∇L‖ at every point, and `curvature` the ends of the Hessian's spectrum on a grid
+            of its own; None where they were not asked for.
         directions: (P, d), not part of the JSON.
     """
 
@@ -105,6 +95,10 @@ class Surface(Result, schema=SURFACE_SCHEMA):
     failures: list[str]
     cost: Cost
     provenance: dict[str, Any]
+    gradient_norm: Array | None = None
+    curvature: CurvatureMap | None = None
+    computed: NDArray[np.bool_] | None = None
+    interpolation: Interpolation | None = None
     directions: Tensor | None = field(default=None, repr=False, metadata=NOT_SAVED)
 
     def plot(self, path: str | Path | None = None, **options: Any) -> "Figure":
@@ -120,7 +114,13 @@ class Surface(Result, schema=SURFACE_SCHEMA):
             InputError: another ending.
         """
         arrays = {f"grid_{i + 1}": points for i, points in enumerate(self.grid)}
-        for name in ("loss", "loss_standard_error", "rise_standard_error", "accuracy"):
+        for name in (
+            "loss",
+            "loss_standard_error",
+            "rise_standard_error",
+            "accuracy",
+            "gradient_norm",
+        ):
             if (value := getattr(self, name)) is not None:
                 arrays[name] = value
         ending = Path(path).suffix.lower()
@@ -146,12 +146,17 @@ def surface(
     points: int | Sequence[int] = 51,
     extent: float | Sequence[float | Extent] | Literal["auto"] = "auto",
     norm_stats: NormStats | None = None,
+    gradient_norm: bool = False,
+    curvature: int = 0,
+    adaptive: bool = False,
+    tolerance: float = 0.01,
     check: bool = True,
     seed: int = 0,
     progress: Callable[[Phase, int, int], None] | None = None,
     command: str | None = None,
     resume: str | Path | None = None,
     say: Callable[[str], None] | None = None,
+    **execution: Unpack[Execution],
 ) -> Surface:
     """The loss on a grid of one, two or more directions through a model's weights.
 
@@ -170,10 +175,15 @@ def surface(
         extent: half the range along all axes or along each, or (low, high) for each; "auto": to where the
             loss is five times the model's, or around the models in the plane.
         norm_stats: of batch normalisation, see `LossAt`.
+        gradient_norm: whether ‖∇L‖ is computed at every point too.
+        curvature: points along every axis at which the ends of the Hessian's spectrum are computed, see
+            `curvature_map`; 0 for none.
+        adaptive: compute only as many points as are needed and interpolate the others, to a largest error of
+            `tolerance` of the span of the loss, on points held back; see `fill`.
         check: whether the curvatures along the axes are checked.
         seed: of every random choice.
         progress: called with (phase, done, expected).
-        command, resume, say: see `spectrum`.
+        command, resume, say, execution: see `spectrum`.
 
     Raises:
         InputError: arguments that do not go together.
@@ -192,10 +202,12 @@ def surface(
     if stats not in NORM_STATS:
         raise InputError(f"norm_stats is {stats!r}: choose {', '.join(map(repr, NORM_STATS))}")
     arguments: dict[str, Any] = {"axes": axes if isinstance(axes, str) else "given", "seed": seed}
+    arguments |= {"gradient_norm": gradient_norm, "curvature": curvature}
+    arguments |= {"adaptive": adaptive, "tolerance": tolerance if adaptive else None}
     arguments |= {"ranks": list(ranks), "points": points, "extent": extent, "norm_stats": stats}
     if not isinstance(axes, str):
         arguments["directions"] = digest(axes if isinstance(axes, Tensor) else axes.directions)
-    operator = Hessian(problem)
+    operator = Hessian(problem, **execution)
     stage = stages(resume, operator, {"work": "surface"} | arguments, say)
     center = problem.loss()
     report = None if progress is None else partial(progress, "eigenvalues")
@@ -207,12 +219,30 @@ def surface(
     grid = [np.linspace(*ends, count) for ends, count in zip(extents, counts, strict=True)]
     report = None if progress is None else partial(progress, "points")
     evaluating = stage("points")
-    found = _evaluate(loss_at, _coordinates(grid), evaluating, operator, report)
-    checks = _checks(problem, chosen, loss_at, extents, center, check=check)
+    evaluate = EvaluatedPoints(loss_at, evaluating, operator, report)
+    computed, interpolation = None, None
+    if adaptive:
+        found, computed, interpolation = fill(evaluate, grid, tolerance=tolerance, seed=seed)
+    else:
+        found = evaluate(_coordinates(grid))
+    evaluate.finish()
+    slopes = None
+    if gradient_norm:
+        report = None if progress is None else partial(progress, "gradients")
+        slopes = loss_at.gradient_norms(_coordinates(grid), progress=report)
+    bends = None
+    if curvature:
+        report = None if progress is None else partial(progress, "curvature")
+        coarse = [np.linspace(*ends, curvature) for ends in extents]
+        bends = curvature_map(
+            problem, chosen.directions, coarse, seed=seed, progress=report, **execution
+        )
+    checks = checks_of(problem, chosen, loss_at, extents, center, check=check)
     seconds = time.perf_counter() - start
     seconds += 0 if evaluating.earlier is None else evaluating.earlier.seconds
     share = seconds / problem.gradient_seconds()
-    cost = Cost(0, share, seconds, peak_bytes(problem.device.type))
+    products = 0 if bends is None else bends.products
+    cost = Cost(products, share, seconds, peak_bytes(problem.device.type))
 
     def shaped(values: Tensor) -> Array:
         array = values.reshape(counts).cpu().numpy()
@@ -236,9 +266,13 @@ def surface(
         evaluations=loss_at.evaluations,
         at_once=loss_at.at_once or 1,
         notes=notes,
-        failures=[*chosen.failures, *_failures(chosen.axes, checks)],
+        failures=[*chosen.failures, *check_failures(chosen.axes, checks)],
         cost=cost if chosen.cost is None else chosen.cost + cost,
         provenance=provenance(problem, seed=seed, command=command) | {"arguments": arguments},
+        gradient_norm=None if slopes is None else shaped(slopes),
+        curvature=bends,
+        computed=computed,
+        interpolation=interpolation,
         directions=chosen.directions,
     )
 
@@ -297,76 +331,3 @@ def _extents(
 def _coordinates(grid: Sequence[Array]) -> Tensor:
     """All points of a grid, (K, d), the last axis running fastest."""
     return torch.from_numpy(np.stack([g.ravel() for g in np.meshgrid(*grid, indexing="ij")], 1))
-
-
-def _evaluate(
-    loss_at: LossAt,
-    coordinates: Tensor,
-    stage: Stage,
-    operator: Hessian,
-    progress: Callable[[int, int], None] | None,
-) -> Losses:
-    """The loss at all points; what an earlier run did is not done again."""
-    meter, found, done = stage.meter(operator), [], 0
-    if stage.state is not None:
-        found = [Losses(**stage.state["losses"])]
-        loss_at.at_once, done = stage.state["at_once"], len(found[0].loss)
-        loss_at.evaluations += done
-    while done < len(coordinates):
-        for part in loss_at.parts(coordinates[done:]):
-            found.append(part)
-            done += len(part.loss)
-            if progress is not None:
-                progress(done, len(coordinates))
-            stage.offer(meter, lambda: _state(loss_at, found), done=done == len(coordinates))
-    return joined(found)
-
-
-def _state(loss_at: LossAt, found: list[Losses]) -> dict[str, Any]:
-    return {"losses": joined(found)._asdict(), "at_once": loss_at.at_once or 1}
-
-
-def _checks(
-    problem: Problem,
-    axes: Axes,
-    loss_at: LossAt,
-    extents: Sequence[Extent],
-    center: float,
-    *,
-    check: bool,
-) -> Checks:
-    d = len(axes.axes)
-    half = torch.tensor([(high - low) / 4 for low, high in extents], dtype=torch.float64)
-    around = loss_at(torch.cat([torch.zeros(1, d), torch.diag(half), -torch.diag(half)]))
-    own = center
-    if loss_at.norm_stats != problem.norm_stats and problem.has_statistics():
-        own = math.nan  # another loss
-    off = abs(float(around.loss[0]) - own) / max(abs(own), 1e-12)
-    rise = around.rise[1 : d + 1] + around.rise[d + 1 :] - 2 * around.rise[0]
-    lengths = torch.tensor([axis.length for axis in axes.axes], dtype=torch.float64)
-    found = curvature_checks(problem, axes, loss_at.norm_stats) if check else None
-    return Checks(
-        centre_relative_error=off,
-        axis_curvature_relative_error=None
-        if found is None
-        else [one.relative_error for one in found],
-        axes=found,
-        curvature_at_scale=(rise / (half * lengths) ** 2).tolist(),
-    )
-
-
-def _failures(axes: Sequence[Axis], checks: Checks) -> list[str]:
-    """What the checks say against the picture."""
-    failures = []
-    if checks.centre_relative_error > CENTER:
-        failures.append(
-            f"the centre of the surface is off the model's loss by {checks.centre_relative_error:.2g} of it"
-        )
-    for axis, check in zip(axes, checks.axes or (), strict=False):
-        for error, what in (
-            (check.relative_error, "second differences of the loss and products with the Hessian"),
-            (check.eigenvalue_error, "the eigenvalue and a product with its vector"),
-        ):
-            if error is not None and error > CLOSE:
-                failures.append(f"along {axis.name} {what} differ by {100 * error:.2g} %")
-    return failures

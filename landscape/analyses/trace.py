@@ -87,7 +87,7 @@ def trace_of(
         >>> ls.trace_of(A).estimate.value
         5.0
     """
-    A = operator_of(problem, operator, samples=samples, **execution)
+    A = operator_of(problem, operator, samples=samples, seed=seed, **execution)
     loss, gradient_norm = standing(A)
     options: dict[str, Any] = {"method": method, "probes": probes, "tolerance": tolerance}
     options |= {"confidence": confidence, "budget": budget, "seed": seed}

@@ -57,15 +57,18 @@ class Columns:
         limit: int,
         progress: Progress | None,
     ) -> None:
-        self.A, self.b, self.damping, self.inverse = A, b, damping, inverse
+        self.unit = _unit(b)
+        self.A, self.b, self.damping, self.inverse = A, b / self.unit, damping, inverse
         self.tolerance, self.limit, self.progress = tolerance, limit, progress
-        self.size = norms(b)
+        self.size = norms(self.b)
         self.norm = torch.zeros_like(self.size)  # of A + damping·I, a lower bound
-        self.x = torch.zeros_like(b) if start is None else start.detach().reshape(b.shape).clone()
+        self.x = (
+            torch.zeros_like(b) if start is None else start.detach().reshape(b.shape) / self.unit
+        )
         self.x[:, self.size == 0] = 0  # the solution there
         self.begun = A.products
         self.residual = torch.ones_like(self.size)  # relative, (K,)
-        self.left = b.clone()  # b − (A + damping·I) x
+        self.left = self.b.clone()  # b − (A + damping·I) x
         if start is not None:
             self._measure(torch.arange(b.shape[1], device=b.device))
         self.residual[self.size == 0] = 0
@@ -106,6 +109,12 @@ class Columns:
             if other and turn + 1 < len(methods):
                 self._forget([column for column in other if self.residual[column] > 1])
                 queue.append((turn + 1, other))
+
+    def solution(self) -> Tensor:
+        """x (P, K) for the right-hand sides as they were given."""
+        x = self.x * self.unit
+        self.A.require_finite(x)
+        return x
 
     def _forget(self, columns: list[int]) -> None:
         """Begin some columns anew, from zero."""
@@ -178,3 +187,13 @@ class Columns:
         size = self.size[place]
         self.residual[place] = torch.where(size > 0, norms(left) / size, 0)
         self.A.require_finite(self.residual)
+
+
+def _unit(block: Tensor) -> Tensor:
+    """The power of two (K,) below each column's largest entry, 1 for a column of zeros.
+
+    Over it no product of two entries under- or overflows, and dividing by it rounds nothing.
+    """
+    largest = block.abs().amax(0).to("cpu", torch.float64)
+    unit = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
+    return torch.where(largest > 0, unit, 1).to(block)

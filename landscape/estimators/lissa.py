@@ -25,7 +25,6 @@ class Recursion(NamedTuple):
     x: Tensor
     standard_error: Tensor
     diverged: bool
-    scale: float
 
 
 def lissa(
@@ -43,7 +42,8 @@ def lissa(
     """x ← x + (b − (A_i + damping·I)x) / scale, A_i the matrix of a random batch, the mean over repeats.
 
     (Agarwal, Bullins & Hazan 2017, arXiv:1602.03943; in this form Koh & Liang 2017, arXiv:1703.04730.) The
-    steps end at the solution in expectation only; how far off one repeat is, is in the standard error.
+    expectation of the steps is the Neumann series of the whole matrix, so that they end in noise about the
+    solution, never at it; how far off chance leaves a repeat is in the standard error.
 
     Args:
         A: a curvature operator; the batches are those of its problem, which are held in memory.
@@ -82,7 +82,7 @@ def lissa(
     error = torch.full_like(b, float("nan"))
     if repeats > 1:
         error = stacked.std(0) / repeats**0.5
-    return Recursion(stacked.mean(0), error, diverged, scale)
+    return Recursion(stacked.mean(0), error, diverged)
 
 
 def require_batches(A: Operator) -> CurvatureOperator:

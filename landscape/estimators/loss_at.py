@@ -4,7 +4,7 @@ import copy
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +16,8 @@ from landscape.evaluation import Evaluation
 from landscape.handling import keeps_statistics
 from landscape.memory import is_out_of_memory
 from landscape.problem import Problem
-from landscape.slots import slots
+from landscape.results import Measured
+from landscape.slots import buffer_places, slots
 
 NormStats = Literal["running", "batch", "reestimated"]
 NORM_STATS: tuple[NormStats, ...] = ("running", "batch", "reestimated")
@@ -32,6 +33,7 @@ class Losses(NamedTuple):
         rise: L minus its value at the model's weights.
         rise_standard_error: of that difference, sample by sample: how certain the shape is.
         accuracy: share of right classes; None where there are no classes to be right.
+        accuracy_standard_error: of that share, its cases taken as independent.
     """
 
     loss: Tensor
@@ -39,18 +41,13 @@ class Losses(NamedTuple):
     rise: Tensor
     rise_standard_error: Tensor
     accuracy: Tensor | None
+    accuracy_standard_error: Tensor | None = None
 
 
 def joined(parts: Sequence[Losses]) -> Losses:
     """What was found at all points of some parts."""
-    accuracy = [part.accuracy for part in parts if part.accuracy is not None]
-    return Losses(
-        torch.cat([part.loss for part in parts]),
-        torch.cat([part.standard_error for part in parts]),
-        torch.cat([part.rise for part in parts]),
-        torch.cat([part.rise_standard_error for part in parts]),
-        torch.cat(accuracy) if accuracy else None,
-    )
+    kinds = zip(*parts, strict=True)
+    return Losses(*(None if None in kind else torch.cat(kind) for kind in kinds))  # type: ignore[arg-type]
 
 
 class _Sums(NamedTuple):
@@ -76,6 +73,8 @@ class LossAt:
             every batch), or "reestimated": the running statistics are estimated anew at the point, as the
             mean of the batches' weighted by their rows (Izmailov et al. 2018, arXiv:1803.05407, section
             3.2). Default: as in the problem.
+        statistics_of: the problem on whose data the statistics are estimated anew (default: the same).
+        buffers: how buffers of the model move with the coordinates, by name, of shape (*buffer, d).
         at_once: points evaluated together (default: measured).
 
     Raises:
@@ -98,6 +97,8 @@ class LossAt:
         directions: Tensor,
         *,
         norm_stats: NormStats | None = None,
+        statistics_of: Problem | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
         at_once: int | None = None,
     ) -> None:
         if directions.ndim != 2 or directions.shape[0] != problem.size:
@@ -108,9 +109,11 @@ class LossAt:
         self.problem = copy.copy(problem)
         self.problem.norm_stats = "batch" if self.norm_stats == "batch" else "running"
         self.directions = directions.to(problem.device, problem.dtype)
-        self.at_once = at_once
         self.evaluations = 0
         self._statistics = _statistics(problem) if self.norm_stats == "reestimated" else []
+        self._statistics_of = problem if statistics_of is None else statistics_of
+        self._buffers = buffer_places(problem, buffers or {})
+        self.at_once = 1 if self._buffers else at_once
         self._by_sample = (
             problem.objective is not None
             and problem.objective.recognised
@@ -141,12 +144,7 @@ class LossAt:
         Args:
             coordinates: (K, d).
         """
-        c = coordinates.to(self.directions)
-        if c.ndim != 2 or c.shape[1] != self.directions.shape[1]:
-            raise InputError(
-                f"the coordinates have shape {tuple(c.shape)}: expected (K, {self.directions.shape[1]})"
-            )
-        done = 0
+        c, done = self._checked(coordinates), 0
         with self.problem.evaluation() as run, torch.no_grad():
             if not len(self._terms):
                 self._terms = self._count(run)
@@ -162,20 +160,71 @@ class LossAt:
                 self.evaluations += len(some)
                 yield self._losses(sums)
 
-    def _losses(self, sums: _Sums) -> Losses:
+    def gradient_norms(
+        self, coordinates: Tensor, *, progress: Callable[[int, int], None] | None = None
+    ) -> Tensor:
+        """‖∇L‖ at points, with respect to all selected parameters, (K,) float64.
+
+        Args:
+            coordinates: (K, d).
+            progress: called with (points done, points).
+        """
+        found = []
+        with self.problem.evaluation() as run:
+            for c in self._checked(coordinates):
+                self._move(run, c)
+                total = torch.zeros_like(self.directions[:, 0])
+                for batch in run.batches():
+                    loss, _ = run.total(batch)
+                    parts = torch.autograd.grad(loss, run.leaves, allow_unused=True)
+                    total += self.problem.layout.flatten(parts, total)
+                found.append(total.double().norm().cpu() / self.problem.terms)
+                run.place(run.values)
+                self.evaluations += 1
+                if progress is not None:
+                    progress(len(found), len(coordinates))
+        return torch.stack(found)
+
+    def contrast(self, coordinates: Tensor, weights: Tensor) -> Measured:
+        """Σ_k w_k L at a few points, its standard error unit by unit: what the points share cancels.
+
+        Args:
+            coordinates: (K, d).
+            weights: w, (K,).
+        """
+        c = self._checked(coordinates)
+        with self.problem.evaluation() as run, torch.no_grad():
+            if not len(self._terms):
+                self._terms = self._count(run)
+            sums = [float(w) * self._one(run, one).units for w, one in zip(weights, c, strict=True)]
+        self.evaluations += len(c)
+        value, error = self._ratio(torch.stack(sums).sum(0))
+        return Measured(float(value), float(error))
+
+    def _checked(self, coordinates: Tensor) -> Tensor:
+        c = coordinates.to(self.directions)
+        if c.ndim != 2 or c.shape[1] != self.directions.shape[1]:
+            raise InputError(
+                f"the coordinates have shape {tuple(c.shape)}: expected (K, {self.directions.shape[1]})"
+            )
+        return c
+
+    def _ratio(self, units: Tensor) -> tuple[Tensor, Tensor]:
         """Means, and standard errors of ratios: sums over units by the numbers of their terms."""
         terms, total = self._terms, self._terms.sum()
         n = len(terms)
+        mean = units.sum(1) / total
+        off = (units - mean[:, None] * terms).square().sum(1)
+        return mean, (off * n / (n - 1)).sqrt() / total if n > 1 else mean * torch.nan
 
-        def ratio(units: Tensor) -> tuple[Tensor, Tensor]:
-            mean = units.sum(1) / total
-            off = (units - mean[:, None] * terms).square().sum(1)
-            return mean, (off * n / (n - 1)).sqrt() / total if n > 1 else mean * torch.nan
-
-        loss, error = ratio(sums.units)
-        rise, rise_error = ratio(sums.units - self._center)
-        accuracy = sums.hits / sums.cases if sums.cases else None
-        return Losses(loss, error, rise, rise_error, accuracy)
+    def _losses(self, sums: _Sums) -> Losses:
+        loss, error = self._ratio(sums.units)
+        rise, rise_error = self._ratio(sums.units - self._center)
+        if not sums.cases:
+            return Losses(loss, error, rise, rise_error, None)
+        share = sums.hits / sums.cases
+        spread = share * (1 - share) / (sums.cases - 1) if sums.cases > 1 else share * torch.nan
+        return Losses(loss, error, rise, rise_error, share, spread.sqrt())
 
     def _count(self, run: Evaluation) -> Tensor:
         """The number of loss terms of every unit, (n,) float64."""
@@ -199,16 +248,21 @@ class LossAt:
 
     def _one(self, run: Evaluation, c: Tensor, batches: list[Any] | None = None) -> _Sums:
         """Sums at one point, over all batches or some."""
-        run.move(self.directions @ c)
         try:
-            if self._statistics:
-                self._reestimate(run)
+            self._move(run, c)
             parts = [self._measure(run, batch) for batch in batches or run.batches()]
         finally:
             run.place(run.values)
         units = torch.cat([units for units, _, _ in parts]).double().cpu()
         hits = sum((hit for _, hit, _ in parts), torch.zeros(1))
         return _Sums(units[None], hits.double().cpu(), sum(cases for *_, cases in parts))
+
+    def _move(self, run: Evaluation, c: Tensor) -> None:
+        """Let weights, buffers and statistics be those of a point; `run.place(run.values)` ends it."""
+        run.move(self.directions @ c, [(place, step @ c) for place, step in self._buffers])
+        if self._statistics:
+            with torch.no_grad():
+                self._reestimate(run)
 
     def _together(self, run: Evaluation, c: Tensor, batches: list[Any] | None = None) -> _Sums:
         """Sums at several points by `torch.vmap` over the selected parameters."""
@@ -256,7 +310,7 @@ class LossAt:
 
     def _fastest(self, run: Evaluation, c: Tensor) -> int:
         """How many points at once take the least time each, on the first batch, with the same losses."""
-        if self._statistics:
+        if self._statistics or self._buffers:
             return 1  # every point has statistics of its own
         batch = [next(iter(run.batches()))]
         alone, seconds = _timed(lambda: self._one(run, c[0], batch))
@@ -292,7 +346,7 @@ class LossAt:
         try:
             for module in modules:
                 module.training, module.track_running_stats = True, False  # type: ignore[assignment]
-            for batch in run.batches():
+            for batch in self._statistics_of.batches():
                 run.total(batch)
         except ValueError as error:  # torch refuses a batch of one value
             raise InputError(

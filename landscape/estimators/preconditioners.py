@@ -33,9 +33,10 @@ def inverse_map(preconditioner: Preconditioner | None, A: Operator, damping: flo
     if isinstance(preconditioner, Nystrom):
         return _low_rank(preconditioner, A, damping)
     if isinstance(preconditioner, Operator):
-        if (preconditioner.shape, preconditioner.dtype) != (A.shape, A.dtype):
+        kinds = [(each.shape, each.dtype, each.device) for each in (preconditioner, A)]
+        if kinds[0] != kinds[1]:
             raise InputError(
-                f"the preconditioner {preconditioner!r} does not fit {A!r}: size or dtype differ"
+                f"the preconditioner {preconditioner!r} does not fit {A!r}: size, dtype or device differ"
             )
         return preconditioner.product
     if isinstance(preconditioner, Tensor):

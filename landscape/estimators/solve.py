@@ -97,7 +97,10 @@ def solve(
     `ls.InverseFisher`). "neumann" sums α Σₖ (I − α(A + damping·I))ᵏ b, with 1/α an upper estimate of the
     largest eigenvalue from twelve Lanczos steps; it needs more products than CG. "lissa" takes the same
     steps with one batch of the data each (Agarwal, Bullins & Hazan 2017, arXiv:1602.03943): the mean
-    over `repeats`, with a standard error; it takes `max_iterations` steps whatever the tolerance.
+    over `repeats`, with a standard error. It takes `max_iterations` steps whatever the tolerance, for its
+    steps end in the noise of the batches, and only a pass over all data would show how far off x is:
+    there is one, at the end. The standard error is of the noise, not of terms left out by too few
+    steps; `residual` is of both.
 
     Rounding keeps the true residual of a method above about eps·‖A‖·‖x‖/‖b‖, in float32 often 1e-5
     or more, while the residual of its recurrence goes on falling. So the true one is measured, and a
@@ -166,7 +169,7 @@ def solve(
     longest = max(map(len, columns.histories))
     histories = [history + history[-1:] * (longest - len(history)) for history in columns.histories]
     return Solution(
-        x=columns.x.reshape(b.shape),
+        x=columns.solution().reshape(b.shape),
         residual=columns.residual.cpu(),
         residuals=torch.tensor(histories, dtype=torch.float64).T,
         status=tuple(columns.status),
@@ -220,23 +223,34 @@ def _by_lissa(
     progress: Progress | None,
 ) -> Solution:
     """The stochastic series, its mean measured by one product with all the data."""
+    batches = require_batches(A)
     steps, repeats, scale, seed = options
     rhs = b.detach().reshape(A.shape[0], -1)
+    size = norms(rhs)
+
+    def measured(x: Tensor) -> tuple[Tensor, Tensor]:
+        """(A + damping·I) x, and the relative residual (K,)."""
+        image = A.product(x).add_(x, alpha=damping)
+        residual = torch.where(size > 0, norms(rhs - image) / size, 0)
+        A.require_finite(residual)
+        return image, residual
+
+    guess, begun = torch.zeros_like(rhs), (size > 0).to(size)
+    if start is not None:
+        guess = start.detach().reshape(rhs.shape) * (size > 0)  # zero is what solves for zero
+        _, begun = measured(guess)
     found = lissa(
-        require_batches(A),
+        batches,
         rhs,
         damping=damping,
-        start=torch.zeros_like(rhs) if start is None else start.detach().reshape(rhs.shape),
+        start=guess,
         steps=steps,
         repeats=repeats,
         scale=scale,
         seed=seed,
         progress=progress,
     )
-    image = A.product(found.x).add_(found.x, alpha=damping)
-    size = norms(rhs)
-    residual = torch.where(size > 0, norms(rhs - image) / size, 0)
-    A.require_finite(residual)
+    image, residual = measured(found.x)
     short: Status = "divergence" if found.diverged else "iteration limit"
     status: list[Status] = ["converged" if r <= tolerance else short for r in residual.tolist()]
     name: Method = "lissa"
@@ -245,7 +259,7 @@ def _by_lissa(
     return Solution(
         x=found.x.reshape(b.shape),
         residual=residual.cpu(),
-        residuals=torch.stack([torch.ones_like(residual), residual]).double().cpu(),
+        residuals=torch.stack([begun, residual]).double().cpu(),
         status=tuple(status),
         method=(name,) * len(status),
         iterations=(steps,) * len(status),
@@ -285,8 +299,8 @@ def _check_fitting(method: str, **given: object) -> None:
                 f"{name} goes with method {' or '.join(map(repr, fitting[name]))}, not {method!r}: leave "
                 "one of them out"
             )
-        if isinstance(value, (int, float)) and not value > 0:
-            raise InputError(f"{name} is {value}: it must be positive")
+        if isinstance(value, (int, float)) and not 0 < value < math.inf:
+            raise InputError(f"{name} is {value}: it must be positive and finite")
 
 
 def _require_block(name: str, block: Tensor, A: Operator, dimensions: tuple[int, ...]) -> None:

@@ -9,7 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from landscape.errors import InputError
 from landscape.operators.inverse_fisher import InverseFisher
+
+EPS = torch.finfo(torch.float64).eps
+DIGITS = 1e-3  # relative error, at most, of what is solved for
 
 
 def saliencies(inverse: InverseFisher, weights: Tensor) -> Tensor:
@@ -73,6 +77,9 @@ def remove(inverse: InverseFisher, weights: Tensor, removed: Tensor) -> tuple[Te
     Returns:
         δ, shape (P,) in float64, exactly −w on S; and the rise, a scalar tensor.
 
+    Raises:
+        InputError: λ is too small, beside gradients as large, for the digits of float64.
+
     Example:
         >>> inverse = InverseFisher.from_gradients(torch.tensor([[1.0, 2, 0], [0, 1, -1]]), damping=0.5)
         >>> w = torch.tensor([1.0, -0.5, 0.2])
@@ -88,11 +95,24 @@ def remove(inverse: InverseFisher, weights: Tensor, removed: Tensor) -> tuple[Te
         along += piece @ gone[where]
         kept = piece.masked_fill(removed[where], 0.0)
         gram.addmm_(kept, kept.T)
+    _require_digits(inverse, gram)
     inside = _solve(_shifted(inverse, gram), along)
     update = torch.empty_like(w)
     for where, piece in inverse.rows.pieces():
         update[where] = piece.T @ inside
     return torch.where(removed, -w, update), _increase(inverse, gone, along, inside)
+
+
+def _require_digits(inverse: InverseFisher, kept: Tensor) -> None:
+    """Refuse a λ that is lost in the rounding of GGᵀ where the gradients of what stays depend on each other."""
+    needed = (
+        float(inverse.gram.trace()) * EPS / DIGITS
+    )  # of the smallest eigenvalue of mλI + G_K G_Kᵀ
+    if float(torch.linalg.eigvalsh(kept)[0]) + inverse.count * inverse.damping < needed:
+        raise InputError(
+            f"damping {inverse.damping:g} is lost in rounding beside gradients as large as these: raise it to "
+            f"{needed / inverse.count:.2g} or more, or scale the loss down"
+        )
 
 
 def _shifted(inverse: InverseFisher, gram: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def kind_of(path: Path) -> Kind:
         if path.is_dir():
             return "images"
         if not path.exists():
-            raise InputError(f"there is no file {shown}: check the path given with --data")
+            raise InputError(f"there is no file {shown}: check the path")
         if not path.is_file():
             raise InputError(
                 f"{shown} is neither a file nor a folder: copy its content into a file"

@@ -95,13 +95,10 @@ def load_problem(
     if data is None and "tensors" not in saved:
         name = _saved_name(saved)
     if name is not None:
-        own = (path / "tokenizer.json").is_file()
-        if tokenizer is None and own and Path(name).is_file() and kind_of(Path(name)) == "text":
-            tokenizer = str(path)
         samples = read_data(
             name,
             target=target,
-            tokenizer=tokenizer,
+            tokenizer=tokenizer or own_tokenizer(path, name),
             context=context,
             limit=rows,
             seed=seed,
@@ -146,6 +143,12 @@ def load_problem(
         "said": said,
     }
     return problem
+
+
+def own_tokenizer(path: Path, name: str) -> str | None:
+    """The tokenizer for a text in the folder of a model, if both are."""
+    own = (path / "tokenizer.json").is_file() and Path(name).is_file()
+    return str(path) if own and kind_of(Path(name)) == "text" else None
 
 
 def _saved_name(saved: Mapping[str, Any]) -> str:

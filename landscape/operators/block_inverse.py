@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from landscape.operators.gradient_rows import PIECE, Rows, require_finite
+from landscape.operators.gradient_rows import PIECE, Rows, gram, require_finite
 from landscape.operators.gram_inverse import inverse_logdet, inverse_trace
+from landscape.operators.span_split import loses_digits, pseudo_inverse, scaled, split
 
 
 class BlockInverse:
@@ -15,7 +16,7 @@ class BlockInverse:
 
     The blocks are independent problems, so this is the inverse of another matrix than F: of its block
     diagonal. Each is decomposed in the smaller of two forms, G_bᵀG_b (B × B) where B < m, in O(PmB), or
-    G_bG_bᵀ (m × m), in O(Pm²).
+    G_bG_bᵀ (m × m), in O(Pm²). One block at least is worked on as a whole, in 8mB bytes.
     """
 
     def __init__(self, rows: Rows, block_size: int) -> None:
@@ -30,17 +31,16 @@ class BlockInverse:
 
     def _decompose(self) -> None:
         self.rotated: Tensor | None = None  # QᵀG of every block, where entries are prepared
-        self.gram = torch.zeros(
-            self.count, self.count, dtype=torch.float64, device=self.rows.device
-        )
         for run, _, piece in self._runs():
-            products = piece @ piece.mT
-            require_finite(products)
-            self.gram += products.sum(0)
-            values, self.basis[run] = torch.linalg.eigh(
-                piece.mT @ piece if self.explicit else products
-            )
+            require_finite(piece.square().sum(-1))
+            matrix = piece.mT @ piece if self.explicit else piece @ piece.mT
+            values, self.basis[run] = torch.linalg.eigh(matrix)
             self.values[run] = values.clamp_min(0)
+        self._largest = float(self.values.max())
+
+    @property
+    def gram(self) -> Tensor:
+        return gram(self.rows)
 
     def _runs(self) -> Iterator[tuple[slice, slice, Tensor]]:
         """Some blocks at a time: which, the columns they take, and those, padded, as (blocks, m, B)."""
@@ -65,22 +65,31 @@ class BlockInverse:
             return 1 / (damping + self.values / self.count)
         return 1 / (self.values + self.count * damping)
 
-    def _scaled(self, run: slice, block: Tensor, factors: Tensor) -> Tensor:
-        basis = self.basis[run]
-        return basis @ (basis.mT @ block * factors[run, :, None])
-
     def product(self, block: Tensor, damping: float) -> Tensor:
         """F⁻¹ times a block (P, K), in its dtype."""
         factors, result = self._factors(damping), torch.empty_like(block)
+        cancels = loses_digits(self._largest, self.count * damping, block.dtype)
         for run, place, piece in self._runs():
             x = F.pad(block[place].to(piece), (0, 0, 0, self._missing(run, place)))
             x = x.view(-1, self.size, block.shape[1])
+            basis = self.basis[run]
             if self.explicit:
-                found = self._scaled(run, x, factors)
+                found = scaled(basis, factors[run], x)
+            elif cancels:
+                found = self._split(piece, x, basis, self.values[run], damping)
             else:
-                found = (x - piece.mT @ self._scaled(run, piece @ x, factors)) / damping
+                found = (x - piece.mT @ scaled(basis, factors[run], piece @ x)) / damping
             result[place] = found.flatten(0, 1)[: place.stop - place.start].to(result)
         return result
+
+    @staticmethod
+    def _split(piece: Tensor, x: Tensor, basis: Tensor, values: Tensor, damping: float) -> Tensor:
+        c = scaled(basis, pseudo_inverse(values), piece @ x)
+        rest = x - piece.mT @ c
+        squares = [t.square().sum(1, keepdim=True) for t in (rest, x)]
+        lengths = piece.square().sum(-1).sqrt()
+        kept, weights = split(basis, values, damping, lengths, c, piece @ rest, *squares)
+        return x * kept + piece.mT @ weights
 
     def span(self, coefficients: Tensor, damping: float) -> Tensor:
         """F⁻¹Gᵀc for coefficients (m, K)."""
@@ -88,9 +97,10 @@ class BlockInverse:
         parts = []
         for run, place, piece in self._runs():
             if self.explicit:
-                found = self._scaled(run, piece.mT @ coefficients, factors)
+                found = scaled(self.basis[run], factors[run], piece.mT @ coefficients)
             else:
-                found = self.count * (piece.mT @ self._scaled(run, coefficients, factors))
+                inner = scaled(self.basis[run], factors[run], coefficients)
+                found = self.count * (piece.mT @ inner)
             parts.append(found.flatten(0, 1)[: place.stop - place.start])
         return torch.cat(parts)
 
@@ -106,11 +116,19 @@ class BlockInverse:
             parts.append((1 - inner.reshape(-1)[: place.stop - place.start]) / damping)
         return torch.cat(parts)
 
+    @property
+    def entry_bytes(self) -> int:
+        """What `prepare_entries` would add."""
+        prepared = self.explicit or self.rotated is not None
+        return 0 if prepared else 8 * self.count * self.rows.shape[1]
+
     def prepare_entries(self) -> None:
         """Keep what makes an entry cost O(m) at every λ."""
-        if not self.explicit and self.rotated is None:
-            parts = [self.basis[run].mT @ piece for run, _, piece in self._runs()]
-            self.rotated = torch.cat(parts).transpose(1, 2).flatten(0, 1)  # (P, m)
+        if self.entry_bytes:
+            self.rotated = self.basis.new_empty(self.rows.shape[1], self.count)
+            for run, place, piece in self._runs():
+                rotated = (piece.mT @ self.basis[run]).flatten(0, 1)
+                self.rotated[place] = rotated[: place.stop - place.start]
 
     def entries(self, i: Tensor, j: Tensor, damping: float) -> Tensor:
         """[F⁻¹]_ij for positions (k,) and (k,)."""

@@ -1,28 +1,21 @@
 """Gradients kept as the rows of a matrix, and read by columns."""
 
-import contextlib
-import os
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from landscape.errors import InputError
-from landscape.memory import available_bytes
-from landscape.operators.products.plan import Memory
 
 PIECE = 2**19  # numbers of a piece that is worked on in float64: what caches hold
-Storage = Literal["auto", "device", "cpu", "file", "sparse"]
 
 
 class Rows:
     """m gradients of length P, the rows of G (m, P), in the memory of any device or in a file.
 
     Args:
-        matrix: G, a floating-point tensor (m, P); it is taken over, not copied.
+        matrix: G, a floating-point tensor (m, P); it is taken over, and copied only where it cannot be
+            written to by rows (an expanded one, or one made in inference mode).
         device: where its pieces are delivered (default: where it lies).
 
     Raises:
@@ -35,6 +28,9 @@ class Rows:
             raise InputError(f"the gradients are {shape}: pass a tensor (m, P), a gradient per row")
         if not matrix.is_floating_point():
             raise InputError(f"the gradients are {matrix.dtype}: pass floating-point numbers")
+        if matrix.is_inference() or 0 in matrix.stride():
+            with torch.inference_mode(False):
+                matrix = matrix.clone(memory_format=torch.contiguous_format)
         self._matrix = matrix.detach()
         self.shape = (matrix.shape[0], matrix.shape[1])
         self.dtype = matrix.dtype
@@ -74,16 +70,17 @@ class Rows:
         """Put the values of such tensors in the place of those kept.
 
         Raises:
-            InputError: they have other shapes.
+            InputError: they have other shapes or dtypes; nothing has changed then.
         """
         for name, kept in self.state().items():
             found = state.get(name)
-            if found is None or found.shape != kept.shape:
+            if found is None or (found.shape, found.dtype) != (kept.shape, kept.dtype):
+                seen = "nothing" if found is None else f"{tuple(found.shape)} in {found.dtype}"
                 raise InputError(
-                    f"the state has {name!r} of shape {None if found is None else tuple(found.shape)}, "
-                    f"and {tuple(kept.shape)} is needed"
+                    f"the state has {seen} as {name!r}, and {tuple(kept.shape)} in {kept.dtype} is needed"
                 )
-            kept.copy_(found)
+        for name, kept in self.state().items():
+            kept.copy_(state[name])
 
     def parts(self) -> "list[tuple[int, Rows]]":
         """The rows by the device that works on them, each part with the place of its first column."""
@@ -147,20 +144,53 @@ def gram(rows: Rows) -> Tensor:
             total[start:, start:stop].addmm_(piece[start:], piece[start:stop].T)
 
     lower = accumulated(rows, count, add).tril()
-    require_finite(lower)
+    require_finite(lower.diagonal())
     return lower + lower.tril(-1).T
 
 
-def require_finite(products: Tensor) -> None:
-    """Refuse gradients that are not finite, by their products (…, m, m).
+def require_finite(squares: Tensor) -> None:
+    """Refuse gradients that are not finite, by something of each that grows with its square, (…, m).
 
     Raises:
         InputError: with the number of the first.
     """
-    finite = torch.isfinite(products.diagonal(dim1=-2, dim2=-1)).reshape(-1, products.shape[-1])
+    finite = torch.isfinite(squares).reshape(-1, squares.shape[-1])
     if not bool(finite.all()):
         place = int((~finite.all(0)).nonzero()[0])
-        raise InputError(f"gradient {place} holds a number that is not finite: leave it out")
+        raise InputError(
+            f"gradient {place} holds a number that is not finite or too large to be squared: leave it out"
+        )
+
+
+def require_row(rows: Rows, gradient: Tensor) -> None:
+    """Refuse what cannot be put in the place of one gradient.
+
+    Raises:
+        InputError: it is no real tensor (P,), or not finite in the dtype of the rows.
+    """
+    if not isinstance(gradient, Tensor):
+        raise InputError(f"the gradient is a {type(gradient).__name__}: pass a tensor")
+    if gradient.shape != rows.shape[1:] or gradient.is_complex():
+        raise InputError(
+            f"the gradient is {gradient.dtype} of shape {tuple(gradient.shape)}: it must be real, of "
+            f"shape ({rows.shape[1]},)"
+        )
+    if not bool(torch.isfinite(gradient.to(rows.dtype)).all()):
+        raise InputError(f"the gradient holds a number that is not finite in {rows.dtype}")
+
+
+def checked_coefficients(coefficients: Tensor, count: int) -> Tensor:
+    """Coefficients (m,) or (m, K) of the gradients, as (m, K) in float64.
+
+    Raises:
+        InputError: another shape.
+    """
+    if coefficients.ndim not in (1, 2) or len(coefficients) != count:
+        raise InputError(
+            f"the coefficients have shape {tuple(coefficients.shape)}: one for each of the {count} "
+            f"gradients is needed, ({count},) or ({count}, K)"
+        )
+    return coefficients.double().reshape(count, -1)
 
 
 def times(rows: Rows, block: Tensor) -> Tensor:
@@ -230,93 +260,3 @@ def by_columns(
             place = slice(where.start + start, where.stop + start)
             result[place] = formula(place, piece).to(result)
     return result
-
-
-def allocate(
-    count: int,
-    size: int,
-    *,
-    dtype: torch.dtype,
-    devices: Sequence[torch.device],
-    storage: Storage = "auto",
-    memory: Memory = "auto",
-) -> Rows:
-    """Room for gradients (m, P).
-
-    Args:
-        count, size: m and P.
-        dtype: of what is kept.
-        devices: that work on the gradients; the columns are split over them.
-        storage: "device", "cpu" (pages travel to the device), "file" (a temporary one, mapped into memory,
-            gone with the object), "sparse" (see `SparseRows`), or "auto": the first of the first three
-            that has room.
-        memory: bytes that the gradients may take on a device; "auto" is half of what is free.
-
-    Raises:
-        InputError: an unknown storage, or a disk without room.
-    """
-    if storage not in ("auto", "device", "cpu", "file", "sparse"):
-        raise InputError(
-            f"storage is {storage!r}: choose 'auto', 'device', 'cpu', 'file' or 'sparse'"
-        )
-    if not dtype.is_floating_point:
-        raise InputError(f"gradients cannot be kept in {dtype}: choose a floating-point type")
-    if len(devices) > 1:
-        cuts = [size * i // len(devices) for i in range(len(devices) + 1)]
-        return SplitRows(
-            [
-                allocate(
-                    count,
-                    stop - start,
-                    dtype=dtype,
-                    devices=[device],
-                    storage=storage,
-                    memory=memory,
-                )
-                for start, stop, device in zip(cuts, cuts[1:], devices, strict=False)
-            ]
-        )
-    (device,) = devices
-    if storage == "sparse":
-        from landscape.operators.sparse_rows import SparseRows
-
-        return SparseRows(count, size, dtype=dtype, device=device)
-    needed = count * size * dtype.itemsize
-    if storage == "auto":
-        storage = "file"
-        if needed <= (available_bytes(device) // 2 if memory == "auto" else memory):
-            storage = "device"
-        elif device.type != "cpu" and needed <= available_bytes() // 2:
-            storage = "cpu"
-    if storage == "file":
-        return _in_file(count, size, dtype, device)
-    where = device if storage == "device" else torch.device("cpu")
-    return Rows(torch.zeros(count, size, dtype=dtype, device=where), device)
-
-
-def _in_file(count: int, size: int, dtype: torch.dtype, device: torch.device) -> Rows:
-    needed = count * size * dtype.itemsize
-    handle, path = tempfile.mkstemp(prefix="landscape-gradients-")
-    try:
-        if hasattr(os, "posix_fallocate"):  # a full disk would end the process later
-            os.posix_fallocate(handle, 0, needed)
-        matrix = torch.from_file(path, shared=True, size=count * size, dtype=dtype)
-    except OSError as error:
-        os.unlink(path)
-        raise InputError(
-            f"{count:,} gradients take {needed:,} bytes, and {tempfile.gettempdir()!r} has no room for "
-            f"them ({error.strerror}): set TMPDIR to a larger disk, or ask for fewer"
-        ) from error
-    finally:
-        os.close(handle)
-    rows = Rows(matrix.view(count, size), device)
-    try:
-        os.unlink(path)  # what is mapped stays until it is let go
-    except OSError:  # Windows keeps files that are in use
-        weakref.finalize(rows, _remove, path)
-    return rows
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)

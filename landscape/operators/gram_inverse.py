@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.operators.gradient_rows import (
+    PIECE,
     Rows,
     accumulated,
     by_columns,
@@ -16,19 +18,26 @@ from landscape.operators.gradient_rows import (
     spread,
     times,
 )
+from landscape.operators.span_split import loses_digits, pseudo_inverse, scaled, split
 
 Formula = Callable[[slice, Tensor], Tensor]
-EPS = torch.finfo(torch.float64).eps
 
 
-def require_damping(damping: float) -> None:
-    """Refuse a λ that makes nothing invertible.
+def checked_damping(damping: SupportsFloat) -> float:
+    """λ, which must make F invertible.
 
     Raises:
-        InputError: it is not positive, or not finite.
+        InputError: it is no number, not positive, or not finite.
     """
-    if not (damping > 0 and math.isfinite(damping)):
-        raise InputError(f"damping is {damping}: F has no inverse without one; choose one above 0")
+    try:
+        value = float(damping)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not (value > 0 and math.isfinite(value)):
+        raise InputError(
+            f"damping is {damping!r}: F has no inverse without one; choose a number above 0"
+        )
+    return value
 
 
 class GramInverse:
@@ -64,10 +73,7 @@ class GramInverse:
 
     def solve(self, block: Tensor, damping: float) -> Tensor:
         """(mλI + K)⁻¹ times a block (m, K)."""
-        return self._scaled(block, 1 / (self.values + self.count * damping))
-
-    def _scaled(self, block: Tensor, factors: Tensor) -> Tensor:
-        return self.basis @ ((self.basis.T @ block) * factors[:, None])
+        return scaled(self.basis, 1 / (self.values + self.count * damping), block)
 
     def span(self, coefficients: Tensor, damping: float) -> Tensor:
         """F⁻¹Gᵀc for coefficients (m, K)."""
@@ -75,8 +81,7 @@ class GramInverse:
 
     def product(self, block: Tensor, damping: float) -> Tensor:
         """F⁻¹ times a block (P, K), in its dtype."""
-        amplified = EPS * self._largest / (self.count * damping)
-        if amplified > torch.finfo(block.dtype).eps / 16:
+        if loses_digits(self._largest, self.count * damping, block.dtype):
             return self._split_product(block, damping)
         weights = self.solve(times(self.rows, block), damping)
         return self._by_columns(
@@ -85,16 +90,9 @@ class GramInverse:
         )
 
     def _split_product(self, block: Tensor, damping: float) -> Tensor:
-        """The same, what lies in the span of the gradients being split off first.
-
-        With any c, F⁻¹x = F⁻¹Gᵀc + F⁻¹(x − Gᵀc). Of c = K⁺Gx the second term is what lies outside the span;
-        where it is no more than the rounding of x − Gᵀc it is left out: its 1/λ would amplify noise alone.
-        """
+        """The same, what lies in the span of the gradients being split off first."""
         width, count = block.shape[1], self.count
-        resolved = self.values > count * EPS * self._largest
-        inverse = torch.where(resolved, 1 / self.values, 0)
-        inner = times(self.rows, block)
-        c = self._scaled(inner, inverse)
+        c = scaled(self.basis, pseudo_inverse(self.values), times(self.rows, block))
 
         def add(total: Tensor, where: slice, piece: Tensor) -> None:
             x = block[where].to(piece)
@@ -104,21 +102,13 @@ class GramInverse:
             total[count + 1] += x.square().sum(0)
 
         sums = accumulated(self.rows, width, add, height=count + 2)
-        remaining, rest, size = sums[:count], sums[count], sums[count + 1]
-        inside = ((self.basis.T @ remaining).square() * inverse[:, None]).sum(0)
-        outside = (rest - inside).clamp_min(0).sqrt()
         lengths = self.gram.diagonal().sqrt()
-        slack = 4 * EPS * (size.sqrt() + lengths @ c.abs())
-        keep = (outside > slack).double()
-        # Where the rest is kept, Woodbury's identity serves it; elsewhere its part in the span joins c.
-        c_span = c + self._scaled(remaining, inverse) * (1 - keep)
-        weights = count * self.solve(c_span, damping)
-        weights -= (self.solve(remaining, damping) + c) * (keep / damping)
+        kept, weights = split(
+            self.basis, self.values, damping, lengths, c, *sums.split((count, 1, 1))
+        )
         return self._by_columns(
             block,
-            lambda where, piece: (
-                block[where].to(piece) * (keep / damping).to(piece) + spread(piece, weights)
-            ),
+            lambda where, piece: block[where].to(piece) * kept.to(piece) + spread(piece, weights),
         )
 
     def _by_columns(self, block: Tensor, formula: Formula) -> Tensor:
@@ -128,13 +118,19 @@ class GramInverse:
         """The diagonal of F⁻¹, (P,)."""
         factors = 1 / (self.values + self.count * damping)
         if self.rotated is not None:
-            return (1 - factors @ self.rotated.square()) / damping
+            runs = self.rotated.split(max(1, PIECE // self.count), dim=1)
+            return (1 - torch.cat([factors @ run.square() for run in runs])) / damping
         root = (self.basis * factors.sqrt()).T
         return by_columns(
             self.rows,
             1,
             lambda where, piece: (1 - (root.to(piece) @ piece).square().sum(0)[:, None]) / damping,
         )[:, 0]
+
+    @property
+    def entry_bytes(self) -> int:
+        """What `prepare_entries` would add."""
+        return 8 * self.count * self.rows.shape[1] if self.rotated is None else 0
 
     def prepare_entries(self) -> None:
         """Keep QᵀG, (m, P) in float64: entries then cost O(m) at every λ, and the diagonal O(Pm)."""

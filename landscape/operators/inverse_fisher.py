@@ -12,9 +12,10 @@ from landscape.memory import available_bytes
 from landscape.operators import sample_gradients
 from landscape.operators.base import Operator
 from landscape.operators.block_inverse import BlockInverse
-from landscape.operators.gradient_rows import Rows, Storage, allocate
-from landscape.operators.gram_inverse import GramInverse, require_damping
+from landscape.operators.gradient_rows import Rows, checked_coefficients, require_row
+from landscape.operators.gram_inverse import GramInverse, checked_damping
 from landscape.operators.products.plan import Memory
+from landscape.operators.row_storage import Storage, allocate
 from landscape.operators.sample_gradients import Drawn, Per, draw
 from landscape.operators.stopwatch import Stopwatch
 from landscape.parameters import canonical_device
@@ -29,9 +30,9 @@ class InverseFisher(Operator):
     With K = GGᵀ = Q diag(s) Qᵀ, one eigen-decomposition of order m in float64, O(Pm²), serves every vector
     (O(Pm) each), every damping, the diagonal, entries, the determinant and the trace. Nothing is
     approximated: the rounding is that of float64, 1e-16 · s/(mλ) at the worst, s the largest eigenvalue
-    of K, and less for the gradients themselves, which take a way without cancellation. (Frantar, Kurtic &
-    Alistarh 2021, arXiv:2107.03356, compute the same matrix by the recursions of `StaticMFAC` and
-    `DynamicMFAC`.)
+    of K, and less for what lies in the span of the gradients, which is split off where it would matter (but
+    not in blocks smaller than m). (Frantar, Kurtic & Alistarh 2021, arXiv:2107.03356, compute the same
+    matrix by the recursions of `StaticMFAC` and `DynamicMFAC`.)
 
     Args:
         problem: the loss, its model and data.
@@ -46,8 +47,9 @@ class InverseFisher(Operator):
             parameters.
         seed: of the draw.
         storage: of the gradients: "device", "cpu" (they travel to the device in pieces), "file" (a temporary
-            one, mapped into memory), "sparse" (the largest 1 % of each, with error feedback: another matrix,
-            see `SparseRows`), or "auto": the first of the first three that has room.
+            one, mapped into memory), "sparse" (the largest 1 % of each, on every device of its own columns,
+            with error feedback: another matrix, see `SparseRows`), or "auto": the first of the first three
+            that has room.
         precision: dtype in which they are kept, by default the problem's; torch.bfloat16 halves float32.
         devices: several, over which the columns of G are split; the first should be the problem's.
         memory: bytes that the gradients may take on a device; "auto" is half of what is free.
@@ -94,7 +96,7 @@ class InverseFisher(Operator):
                 f"a {type(problem).__name__} is no problem: pass ls.Problem(model, loss, data), or the "
                 "gradients themselves to ls.InverseFisher.from_gradients"
             )
-        require_damping(damping)
+        damping = checked_damping(damping)
         drawn, losses = draw(problem, gradients, per=per, seed=seed, default=DEFAULT_COUNT)
         rows = allocate(
             len(drawn.samples),
@@ -136,12 +138,11 @@ class InverseFisher(Operator):
         self, rows: Rows, damping: float, block_size: int | None, dtype: torch.dtype
     ) -> None:
         count, size = rows.shape
-        require_damping(damping)
         if block_size is not None and not (isinstance(block_size, int) and block_size > 0):
             raise InputError(f"block_size is {block_size!r}: give a whole number, at least 1")
         super().__init__(size, dtype, rows.device)
         self.problem, self.drawn = None, None
-        self.rows, self.damping, self.count = rows, float(damping), count
+        self.rows, self.damping, self.count = rows, checked_damping(damping), count
         self._core = (
             GramInverse(rows)
             if block_size is None or block_size >= size
@@ -155,9 +156,9 @@ class InverseFisher(Operator):
 
     def with_damping(self, damping: float) -> "InverseFisher":
         """The same with another λ, at no cost; a gradient replaced in one is replaced in both."""
-        require_damping(damping)
         other = copy.copy(self)
-        other.damping, other.products, other._clock = float(damping), 0, Stopwatch(self.device)
+        other.damping = checked_damping(damping)
+        other.products, other._clock = 0, Stopwatch(self.device)
         return other
 
     def replace(self, i: int, gradient: Tensor) -> None:
@@ -167,22 +168,12 @@ class InverseFisher(Operator):
         """
         if not 0 <= i < self.count:
             raise InputError(f"there is no gradient {i}: they run from 0 to {self.count - 1}")
-        if gradient.shape != self.shape[:1]:
-            raise InputError(
-                f"the gradient has shape {tuple(gradient.shape)}: it must be ({self.shape[0]},)"
-            )
-        if not bool(torch.isfinite(gradient).all()):
-            raise InputError(f"the gradient for place {i} holds a number that is not finite")
+        require_row(self.rows, gradient)
         self._core.replace(i, gradient)
 
     def span(self, coefficients: Tensor) -> Tensor:
         """F⁻¹Gᵀc for coefficients c (m,) or (m, K): of gradients and their combinations, without cancellation."""
-        if coefficients.ndim not in (1, 2) or len(coefficients) != self.count:
-            raise InputError(
-                f"the coefficients have shape {tuple(coefficients.shape)}: one for each of the "
-                f"{self.count} gradients is needed, ({self.count},) or ({self.count}, K)"
-            )
-        c = coefficients.to(self.device, torch.float64).reshape(self.count, -1)
+        c = checked_coefficients(coefficients, self.count).to(self.device)
         result = self._core.span(c, self.damping).to(self.dtype)
         return result.reshape(self.shape[0], *coefficients.shape[1:])
 
@@ -193,11 +184,13 @@ class InverseFisher(Operator):
     def prepare_entries(self) -> None:
         """Make single entries cost O(m) rather than O(m²), at every λ, by O(Pm²) work and 8Pm bytes.
 
+        It lasts until a gradient is replaced. Blocks smaller than m need nothing.
+
         Raises:
             InputError: there is no memory for it.
         """
-        needed, free = 8 * self.count * self.shape[0], available_bytes(self.device)
-        if needed > free:
+        needed = self._core.entry_bytes
+        if needed and needed > (free := available_bytes(self.device)):
             raise InputError(
                 f"fast entries take {needed:,} bytes and {free:,} are free: ask for entries without "
                 "preparing them"

@@ -7,7 +7,17 @@ from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.operators.base import Operator
-from landscape.operators.gradient_rows import Rows, by_columns, combined, spread, times
+from landscape.operators.gradient_rows import (
+    Rows,
+    by_columns,
+    checked_coefficients,
+    combined,
+    require_row,
+    spread,
+    times,
+)
+from landscape.operators.gram_inverse import checked_damping
+from landscape.operators.span_split import EPS
 
 
 class DynamicMFAC(Operator):
@@ -17,8 +27,6 @@ class DynamicMFAC(Operator):
     O(P·capacity + m³), a product O(P·capacity + m²), in float64. With GGᵀ/λ + mI = L U, U = diag(q) Lᵀ,
     the paper's triangles are D = triu(U − mI), Dᵢⱼ = gᵢᵀF⁻¹₍ᵢ₋₁₎gⱼ, and B = L⁻¹/λ, vᵢ = Σ Bᵢⱼgⱼ. (Frantar,
     Kurtic & Alistarh 2021, arXiv:2107.03356, section 3.2.)
-
-    Nothing here waits for the device, so gradients that are not finite must be kept out by the caller.
 
     Args:
         size: P.
@@ -32,7 +40,7 @@ class DynamicMFAC(Operator):
         order: where in `rows` the gradients of the window lie, oldest first.
 
     Raises:
-        InputError: capacity or λ is not positive.
+        InputError: capacity or λ is not positive; later, λ is lost beside the gradients in float64.
 
     Example:
         >>> import torch
@@ -74,11 +82,7 @@ class DynamicMFAC(Operator):
 
     @damping.setter
     def damping(self, value: float) -> None:
-        if not (value > 0 and math.isfinite(value)):
-            raise InputError(
-                f"damping is {value}: F has no inverse without one; choose one above 0"
-            )
-        self._damping = float(value)
+        self._damping = checked_damping(value)
         self._factor: Tensor | None = None
 
     @property
@@ -88,10 +92,7 @@ class DynamicMFAC(Operator):
 
     def push(self, gradient: Tensor) -> None:
         """Add a gradient (P,), in the place of the oldest if the window is full."""
-        if gradient.shape != self.shape[:1]:
-            raise InputError(
-                f"the gradient has shape {tuple(gradient.shape)}: it must be ({self.shape[0]},)"
-            )
+        require_row(self.rows, gradient)
         if self.count == self.capacity:
             place = self.order.pop(0)
         else:
@@ -111,12 +112,7 @@ class DynamicMFAC(Operator):
 
     def span(self, coefficients: Tensor) -> Tensor:
         """F⁻¹Gᵀc for coefficients c (m,) or (m, K), oldest first, without the cancellation of a product."""
-        if coefficients.ndim not in (1, 2) or len(coefficients) != self.count:
-            raise InputError(
-                f"the coefficients have shape {tuple(coefficients.shape)}: one for each of the "
-                f"{self.count} gradients is needed"
-            )
-        c = coefficients.to(self.device, torch.float64).reshape(self.count, -1)
+        c = checked_coefficients(coefficients, self.count).to(self.device)
         weights = self._spread(self.count * self._solve(c))
         result = combined(self.rows, weights).to(self.dtype)
         return result.reshape(self.shape[0], *coefficients.shape[1:])
@@ -156,7 +152,16 @@ class DynamicMFAC(Operator):
         if self._factor is None:
             shifted = self.gram
             shifted.diagonal().add_(self.count * self.damping)
-            self._factor = torch.linalg.cholesky_ex(shifted).L
+            factor, failed = torch.linalg.cholesky_ex(shifted)
+            # λ keeps the squares of the pivots above mλ: below this they are rounding alone.
+            lost = factor.diagonal().square() < EPS * shifted.trace()
+            if failed or bool(lost.any()):
+                size = float(self.gram.diagonal().max().sqrt())
+                raise InputError(
+                    f"damping {self.damping:g} is lost beside gradients of size {size:.3g}: choose a "
+                    "larger one"
+                )
+            self._factor = factor
         return self._factor
 
     def _solve(self, block: Tensor) -> Tensor:
@@ -201,19 +206,23 @@ class DynamicMFAC(Operator):
         return (self.shape[0] - self.count) / self.damping + self.count * float(inverse)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The window as three tensors: the stored gradients, their products, and their order.
+        """The window as tensors: the stored gradients, their products and order, and λ.
 
-        The first is the storage itself where that is a tensor, not a copy.
+        Gradients and products are the window's own, not copies: clone what is to outlive the next `push`.
         """
         order = torch.tensor(self.order, dtype=torch.int64)
-        return {**self.rows.state(), "gram": self._gram, "order": order}
+        damping = torch.tensor(self.damping, dtype=torch.float64)
+        return {**self.rows.state(), "gram": self._gram, "order": order, "damping": damping}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from what `state_dict` gave, to the last bit.
 
         Raises:
-            InputError: it is of a window of another size.
+            InputError: it is of a window of another size or dtype, or no such state; nothing has changed.
         """
+        missing = {"gram", "order", "damping"} - set(state)
+        if missing:
+            raise InputError(f"the state lacks {sorted(missing)}: it is none of a DynamicMFAC")
         if state["gram"].shape != self._gram.shape:
             raise InputError(
                 f"the state is of a window of {len(state['gram'])} gradients, this one holds "
@@ -222,4 +231,4 @@ class DynamicMFAC(Operator):
         self.rows.load_state(state)
         self._gram.copy_(state["gram"])
         self.order = state["order"].tolist()
-        self._factor = None
+        self.damping = float(state["damping"])

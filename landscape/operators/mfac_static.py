@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from landscape.errors import InputError
 from landscape.operators.base import Operator
-from landscape.operators.gradient_rows import Rows
+from landscape.operators.gradient_rows import Rows, require_finite
+from landscape.operators.gram_inverse import checked_damping
 
 AT_ONCE = 32  # gradients from which all earlier ones are subtracted together
 
@@ -29,7 +29,7 @@ class StaticMFAC(Operator):
         q: the qᵢ, (m,).
 
     Raises:
-        InputError: no gradients, or λ is not positive.
+        InputError: no gradients, one that is not finite, or λ is not positive.
 
     Example:
         >>> import torch
@@ -41,13 +41,9 @@ class StaticMFAC(Operator):
 
     def __init__(self, gradients: Tensor, damping: float) -> None:
         rows = Rows(gradients)
-        if not (damping > 0 and math.isfinite(damping)):
-            raise InputError(
-                f"damping is {damping}: F has no inverse without one; choose one above 0"
-            )
         count, size = rows.shape
         super().__init__(size, torch.promote_types(rows.dtype, torch.float32), rows.device)
-        self.damping, self.count = float(damping), count
+        self.damping, self.count = checked_damping(damping), count
         self.v = gradients.detach().to(torch.float64, copy=True)
         self.q = torch.empty(count, dtype=torch.float64, device=self.device)
         for start in range(0, count, AT_ONCE):
@@ -60,6 +56,7 @@ class StaticMFAC(Operator):
                 weights = block[:i] @ own[i] / self.q[start : start + i]
                 block[i] -= weights @ block[:i]
                 self.q[start + i] = count + own[i] @ block[i]
+        require_finite(self.q)
 
     def _correction(self, block: Tensor, first: int) -> Tensor:
         """Σ_{j<first} vⱼ (vⱼ·x)/qⱼ for the columns x of a block (P, K)."""

@@ -105,7 +105,7 @@ def compute(
             start += len(losses)
             if len(rows):
                 for block in method.blocks(run, batch, rows, losses):
-                    take(block * scale)
+                    take(block.mul_(scale))
 
 
 def _of_batches(problem: Problem, drawn: Drawn, take: Callable[[Tensor], None]) -> None:
@@ -114,9 +114,11 @@ def _of_batches(problem: Problem, drawn: Drawn, take: Callable[[Tensor], None]) 
     with problem.evaluation() as run:
         for batch in run.batches():
             total, terms = run.total(batch)
-            if terms > 0 and left:
-                left -= 1
+            if terms > 0:
                 take(_flat(problem, _gradient(run, total))[None] / terms)
+                left -= 1
+                if not left:
+                    break
 
 
 class _Method:

@@ -1,7 +1,6 @@
 """Losses of single samples: their derivatives along given directions, and gradients of a few of them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +44,8 @@ def derivatives_along(
 def losses_and_gradients(problem: Problem, positions: Sequence[int]) -> tuple[list[float], Tensor]:
     """Losses and gradients of single samples, each its mean over the sample's own loss terms.
 
+    A sample is evaluated within its batch, as it is by `derivatives_along`.
+
     Args:
         problem: the data, in whose order the samples are counted from 0.
         positions: of k samples.
@@ -55,7 +56,7 @@ def losses_and_gradients(problem: Problem, positions: Sequence[int]) -> tuple[li
     Raises:
         InputError: there is no such sample, it has no loss term, or the problem was made from a closure.
     """
-    problem.supervised()
+    objective = problem.supervised()
     outside = [p for p in positions if not 0 <= p < problem.samples]
     if outside or not positions:
         seen = f"sample {outside[0]} was asked for" if outside else "no sample was asked for"
@@ -64,28 +65,28 @@ def losses_and_gradients(problem: Problem, positions: Sequence[int]) -> tuple[li
         )
     losses = dict.fromkeys(positions, 0.0)
     columns = torch.zeros(problem.size, len(positions), dtype=problem.dtype, device=problem.device)
-    start = 0
+    stop = 0
     with problem.evaluation() as run:
         for batch in run.batches():
-            stop = start + row_count(batch)
-            for position in losses:
-                if start <= position < stop:
-                    loss, gradient = _of_one(run, batch, position - start, position)
-                    losses[position] = loss
+            start, stop = stop, stop + row_count(batch)
+            here = [position for position in losses if start <= position < stop]
+            if not here:
+                continue
+            output, target = run.output(batch)
+            for position in here:
+                row = position - start
+                own = (take_rows(thing, row, row + 1) for thing in (output, target))
+                total, terms = objective.total(*own)
+                if not terms:
+                    raise InputError(
+                        f"sample {position} has no loss: its target is ignored or has weight 0; choose "
+                        "another"
+                    )
+                losses[position] = float(total.detach()) / terms
+                if total.requires_grad:
+                    parts = torch.autograd.grad(
+                        total / terms, run.leaves, allow_unused=True, retain_graph=True
+                    )
                     same = [i for i, p in enumerate(positions) if p == position]
-                    columns[:, same] = problem.layout.flatten(gradient, columns)[:, None]
-            start = stop
+                    columns[:, same] = problem.layout.flatten(parts, columns)[:, None]
     return [losses[position] for position in positions], columns
-
-
-def _of_one(run: Any, batch: Any, row: int, position: int) -> tuple[float, Any]:
-    """Loss and gradient of a row of a batch."""
-    total, terms = run.total(take_rows(batch, row, row + 1))
-    if not terms:
-        raise InputError(
-            f"sample {position} has no loss: its target is ignored or has weight 0; choose another"
-        )
-    loss = total / terms
-    if not loss.requires_grad:
-        return float(loss), [None] * len(run.leaves)
-    return float(loss.detach()), torch.autograd.grad(loss, run.leaves, allow_unused=True)

@@ -1,6 +1,5 @@
 """Which training samples help and which harm?  Bars of the strongest effects on every query."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANEL = 2.3  # width of a query's bars, in inches
-MOST = 12  # queries in a figure
+MOST, MOST_SAMPLES = 12, 50  # queries in a figure, and samples on each side of one
 
 
 def plot_influence(
@@ -43,30 +42,31 @@ def plot_influence(
         The matplotlib figure, not registered with pyplot.
 
     Raises:
-        InputError: an ending or a result that this function does not know, or more than twelve queries.
+        InputError: an ending or a result that this function does not know, or more than twelve queries or
+            fifty samples on a side.
     """
     if path is not None:
         require_ending(path)
     require_schema(result, SCHEMA, "landscape influence --json FILE")
     queries = result["queries"]
-    require_room(len(queries))
+    require_room(len(queries), top)
     columns = min(3, len(queries))
     rows = -(-len(queries) // columns)
     height = 0.65 + 0.13 * 2 * top
-    with publication(max(columns, 1.4) * PANEL):
+    width = max(columns, 1.4) * PANEL
+    with publication(width):
         from matplotlib import rcParams
         from matplotlib.figure import Figure
 
-        size = (max(columns, 1.4) * PANEL, rows * height + 0.35)
-        figure = Figure(figsize=size)
+        figure = Figure(figsize=(width, rows * height + 0.5))
         panels = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes, query in zip(panels, queries, strict=False):
             _draw(axes, query, result, top)
         for axes in panels[len(queries) :]:
             axes.set_axis_off()
         figure.supxlabel(
-            f"change of the query’s loss when the sample is left out ({result['operator']}, "
-            f"λ = {number(result['damping'])})",
+            "change of the query’s loss if the sample is left out\n"
+            f"{result['operator']}, λ = {number(result['damping'])}",
             fontsize=rcParams["axes.labelsize"],
             parse_math=False,
         )
@@ -76,11 +76,16 @@ def plot_influence(
     return figure
 
 
-def require_room(queries: int) -> None:
-    """Refuse more queries than a figure holds."""
+def require_room(queries: int, top: int) -> None:
+    """Refuse more queries, or samples on a side, than a figure holds."""
     if queries > MOST:
         raise InputError(
             f"a figure holds {MOST} queries, and there are {queries}: ask for fewer, or draw some of them"
+        )
+    if not 1 <= top <= MOST_SAMPLES:
+        raise InputError(
+            f"--top (top=) is {top}: a figure shows 1 to {MOST_SAMPLES} samples on a side; every effect is "
+            "in the numbers, --json (save)"
         )
 
 
@@ -90,9 +95,10 @@ def strongest(effects: list[float], top: int) -> list[int]:
     >>> strongest([0.1, -2.0, 0.0, 3.0, -0.5, 0.2], 2)
     [3, 5, 4, 1]
     """
-    order = sorted(range(len(effects)), key=lambda i: -effects[i])
-    helpful = [i for i in order[:top] if effects[i] > 0]
-    return helpful + [i for i in order[-top:] if effects[i] < 0]
+    places = range(len(effects))
+    helpful = sorted(places, key=lambda i: -effects[i])[:top]
+    harmful = sorted(places, key=lambda i: effects[i])[:top][::-1]
+    return [i for i in helpful if effects[i] > 0] + [i for i in harmful if effects[i] < 0]
 
 
 def _draw(axes: "Axes", query: Mapping[str, Any], result: Mapping[str, Any], top: int) -> None:
@@ -100,10 +106,12 @@ def _draw(axes: "Axes", query: Mapping[str, Any], result: Mapping[str, Any], top
     from matplotlib import rcParams
 
     effects, targets = query["effects"], result["targets"]
-    shown = strongest([math.nan if e is None else e for e in effects], top)
+    shown = strongest(effects, top)
     values = [effects[i] for i in shown]
     colors = [BLUE if value > 0 else VERMILLION for value in values]
     axes.barh(range(len(shown)), values, color=colors, height=0.7)
+    if not shown:
+        axes.text(0.5, 0.5, "no sample has an effect", transform=axes.transAxes, ha="center")
     axes.axvline(0, color=HAIRLINE, linewidth=0.5, zorder=0)
     labels = [f"{i}" if targets is None else f"{i} (class {targets[i]})" for i in shown]
     axes.set_yticks(range(len(shown)), labels, parse_math=False)

@@ -1,6 +1,6 @@
 """Which optimiser reaches the lowest training loss in equally many epochs?  ResNet-20 on mnist5k.
 
-    python tests/benchmarks/optimizers.py [Adam MFAC MFAC-64 SophiaG ...] [--json figures/data/optimizers.json]
+    python tests/benchmarks/optimizers.py [Adam MFAC AdaHessian SophiaH ...] [--json figures/data/optimizers.json]
 
 Every optimiser has the same grid of peak learning rates, the same one-cycle schedule, the same initial
 weights and batches for a seed, no weight decay, and its published options for all else. The rate with
@@ -65,8 +65,10 @@ def run(name: str, rate: float, seed: int, epochs: int) -> dict[str, Any]:
             for rows in torch.randperm(len(inputs)).split(batch):
                 losses.append(step(model, optimizer, inputs[rows], targets[rows]))
                 schedule.step()
-            history.append(statistics.fmean(losses))
-    except InputError as error:  # numbers that are not finite
+            if not math.isfinite(mean := statistics.fmean(losses)):
+                raise InputError("the loss is not finite")
+            history.append(mean)
+    except InputError as error:
         print(name, rate, seed, error, flush=True)
     seconds = time.perf_counter() - start
     broke = len(history) < epochs
@@ -78,12 +80,17 @@ def run(name: str, rate: float, seed: int, epochs: int) -> dict[str, Any]:
         "seed": seed,
         "epochs": epochs,
         "steps": steps,
-        "train_loss": None if broke or not math.isfinite(train_loss) else train_loss,
-        "test_loss": test_loss,
+        "train_loss": None if broke else finite(train_loss),
+        "test_loss": None if broke else finite(test_loss),
         "test_accuracy": accuracy,
         "epoch_losses": history,
         "seconds": seconds,
     }
+
+
+def finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
 
 
 def step(model: nn.Module, optimizer: Any, inputs: Tensor, targets: Tensor) -> float:

@@ -29,8 +29,9 @@ class AdaHessian(DiagonalOptimizer):
 
     Call `update_hessian(loss)` before every step: with the loss itself, not the one that a
     `torch.amp.GradScaler` has scaled, and after `zero_grad`. In parts of a batch, call it for each part.
-    A product that is not finite changes nothing. Processes that train together draw different signs:
-    average what each finds, or train in one process.
+    A product that is not finite, or whose square is not, changes nothing. Processes that train together
+    draw the same signs, but each multiplies by the Hessian of its own data: average
+    `state[parameter]["collected"]` over them before `step`, as the gradients are.
 
     Args:
         params: Parameters, or groups of them that may set all options up to block_average.

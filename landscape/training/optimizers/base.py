@@ -72,12 +72,15 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         for name, (_, parameter) in zip(names, self._parameters(), strict=True):
             if name in saved:
                 self.state[parameter] = _placed(saved[name], parameter.device)
-        first = next(parameter for _, parameter in self._parameters())
-        cast(dict[Any, Any], self.state)[SHARED] = _placed(saved[SHARED], first.device)
+        cast(dict[Any, Any], self.state)[SHARED] = _placed(saved[SHARED], self._device())
 
     def _parameters(self) -> Iterable[tuple[Group, Tensor]]:
         """Every parameter with its group."""
         return ((group, p) for group in self.param_groups for p in group["params"])
+
+    def _device(self) -> torch.device:
+        """Where the first parameter is, and with it what belongs to no single one."""
+        return next((p.device for _, p in self._parameters()), torch.device("cpu"))
 
     def _moving(self) -> list[tuple[Group, Tensor, Tensor]]:
         """Group, parameter and gradient, wherever there is a gradient; at least in float32."""
@@ -129,6 +132,8 @@ def _check(option: str, value: Any) -> None:
     elif option == "momentum":
         require(option, value, 0, 1)
     elif option == "betas":
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            raise InputError(f"betas is {value}: give two numbers, (β₁, β₂)")
         for beta in value:
             require("each of betas", beta, 0, 1)
     elif option in ("eps", "rho"):

@@ -1,5 +1,6 @@
 """Estimates of a Hessian's diagonal that an optimiser collects between two steps."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -53,7 +54,8 @@ class DiagonalOptimizer(CurvatureOptimizer):
                 "zero_grad and before step"
             )
         self._drop()
-        return (collected, count) if finite(collected.values()) else ({}, count)
+        # Their squares, which the averages are of, overflow sooner.
+        return (collected, count) if finite(v.square() for v in collected.values()) else ({}, count)
 
     def _sources(self) -> Callable[[torch.device], torch.Generator]:
         """A private generator per device, which seed, step and call within the step determine.
@@ -102,7 +104,7 @@ def collect_products(optimizer: DiagonalOptimizer, loss: Tensor, draw: Draw) -> 
     wanted = [p for _, p in optimizer._parameters() if p.requires_grad]
     source = optimizer._sources()
     with torch.enable_grad():
-        found = torch.autograd.grad(loss, wanted, create_graph=True, allow_unused=True)
+        found = gradients(loss, wanted, create_graph=True)
     pairs = [
         (p, g, draw(p, source(p.device)))
         for p, g in zip(wanted, found, strict=True)
@@ -111,14 +113,23 @@ def collect_products(optimizer: DiagonalOptimizer, loss: Tensor, draw: Draw) -> 
     curved = [(g, z) for _, g, z in pairs if g.requires_grad]
     parameters = [p for p, _, _ in pairs]
     if curved:
-        products = torch.autograd.grad(
-            [g for g, _ in curved],
-            parameters,
-            [z for _, z in curved],
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        try:
+            products = torch.autograd.grad(
+                [g for g, _ in curved],
+                parameters,
+                [z for _, z in curved],
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        except RuntimeError as error:
+            if not re.search("derivative for|ouble backward", str(error)):
+                raise
+            raise InputError(
+                f"the model has a layer without second derivatives ({error}): run its forward within "
+                "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), recurrent layers on a GPU within "
+                "torch.backends.cudnn.flags(enabled=False), or use SophiaG"
+            ) from error
     else:  # the loss is linear
         products = tuple(torch.zeros_like(p) for p in parameters)
     collect(
@@ -126,6 +137,17 @@ def collect_products(optimizer: DiagonalOptimizer, loss: Tensor, draw: Draw) -> 
         ((p, (z * h).to(working_dtype(p))) for (p, _, z), h in zip(pairs, products, strict=True)),
     )
     optimizer.shared["collected"] += 1
+
+
+def gradients(
+    value: Tensor, wanted: list[Tensor], *, create_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Gradients of a number, whose graph is kept; None where it does not depend on a parameter."""
+    if not wanted:  # which torch refuses
+        return ()
+    return torch.autograd.grad(
+        value, wanted, create_graph=create_graph, retain_graph=True, allow_unused=True
+    )
 
 
 def rademacher(parameter: Tensor, source: torch.Generator) -> Tensor:

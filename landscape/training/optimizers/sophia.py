@@ -15,6 +15,7 @@ from landscape.training.optimizers.estimates import (
     collect,
     collect_products,
     gaussian,
+    gradients,
     shared_state,
 )
 
@@ -99,8 +100,10 @@ class SophiaH(_Sophia):
 
     Call `update_hessian(loss)` before every step: with the loss itself, not the one that a
     `torch.amp.GradScaler` has scaled, and after `zero_grad`. It does nothing at the steps between, see
-    `hessian_due`. In parts of a batch, call it for each part. An estimate that is not finite changes
-    nothing. Processes that train together draw different z: average what each finds, or train in one.
+    `hessian_due`. In parts of a batch, call it for each part. An estimate that is not finite, or whose
+    square is not, changes nothing. Processes that train together draw the same z, but each multiplies by
+    the Hessian of its own data: average `state[parameter]["collected"]` over them before `step`, as the
+    gradients are.
 
     Args:
         params: Parameters, or groups of them that may set all options but every and seed.
@@ -153,7 +156,9 @@ class SophiaG(_Sophia):
 
     Call `update_hessian(logits)` before every step and after `zero_grad`. Logits are of shape (…, classes),
     and every row counts as one independent sample: leave out the rows that the loss leaves out
-    (`logits[targets != ignored]`). The rest is as with `SophiaH`.
+    (`logits[targets != ignored]`). Processes that train together must draw independently: give each a
+    seed of its own, and sum `state[parameter]["collected"]` and `shared["collected"]` over them before
+    `step`. The rest is as with `SophiaH`.
 
     Args:
         params: Parameters, or groups of them that may set all options but every and seed.
@@ -194,13 +199,13 @@ class SophiaG(_Sophia):
                 f"update_hessian takes logits (…, classes) with their graph, not {tuple(logits.shape)}"
                 f"{'' if logits.requires_grad else ' without one'}: call it before loss.backward()"
             )
-        rows = logits.flatten(0, -2).float() if logits.dtype.itemsize < 4 else logits.flatten(0, -2)
+        rows = logits.flatten(0, -2).to(working_dtype(logits))
         wanted = [p for _, p in self._parameters() if p.requires_grad]
         labels = sampled_labels(rows.detach(), self._sources()(rows.device))
         self.shared["draws"] += 1
         with torch.enable_grad():
             total = cross_entropy(rows, labels, reduction="sum")
-        found = torch.autograd.grad(total, wanted, retain_graph=True, allow_unused=True)
+        found = gradients(total, wanted)
         pairs = ((p, g) for p, g in zip(wanted, found, strict=True) if g is not None)
         collect(self, ((p, g.to(working_dtype(p))) for p, g in pairs))
         self.shared["collected"] += len(rows)

@@ -28,7 +28,7 @@ def put(
             state["rows"] = gradient.new_zeros(length, gradient.numel(), dtype=dtype)
         state["rows"][i] = gradient
         return
-    kept = max(1, round(density * gradient.numel()))
+    kept = min(max(1, round(density * gradient.numel())), gradient.numel())
     if "places" not in state:
         state["places"] = gradient.new_zeros(length, kept, dtype=torch.int32)
         state["values"] = gradient.new_zeros(length, kept, dtype=dtype)
