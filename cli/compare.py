@@ -8,6 +8,7 @@ import typer
 from landscape.errors import InputError, UntrustedResult
 
 from . import options
+from . import picture_options as picture
 from .options import OUTPUT
 from .output import console, require_folder, require_other
 
@@ -36,24 +37,8 @@ def compare(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    quantity: Annotated[
-        str,
-        typer.Option(
-            "--quantity",
-            metavar="loss|accuracy|loss_standard_error|rise",
-            help="What is drawn; rise: the loss less that of the model itself.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = "loss",
-    scale: Annotated[
-        str,
-        typer.Option(
-            "--scale",
-            metavar="auto|log|linear",
-            help="Of the values; auto: log where they span more than a decade.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = "auto",
+    quantity: picture.Quantity = "loss",
+    scale: picture.Scale = "auto",
     output: Annotated[
         Path,
         typer.Option(

@@ -140,6 +140,7 @@ CASES = {
     "unknown loss": surface(provenance={"problem": {"loss": "my_$loss_"}}),
     "untrusted": surface(failures=["along eigenvalue 2 something differs by 12 %"], norm_stats="batch"),
 }  # fmt: skip
+RELIEFS = ("trajectory", "holes", "nothing finite", "constant", "negative", "two points")
 every_case = pytest.mark.parametrize("case", CASES)
 
 
@@ -171,7 +172,7 @@ def test_every_case_is_drawn_without_a_warning(case: str) -> None:
         warnings.simplefilter("error")
         drawn(case)
         surface_html(CASES[case], quantity="rise")
-        if len(CASES[case]["axes"]) == 2:
+        if case in RELIEFS:
             plot_surface(CASES[case], kind="3d", title="A title_with $signs$")
 
 
@@ -265,6 +266,24 @@ def test_rise_is_the_loss_less_that_of_the_model_with_its_own_error() -> None:
     assert found.label == "rise of the cross-entropy (nats)"
     percent = collect(surface(), "accuracy")
     np.testing.assert_allclose(percent.values, 100 * np.array(surface()["accuracy"]))
+
+
+def test_convexity_is_drawn_on_the_grid_of_its_own() -> None:
+    grid = [np.linspace(-1, 1, 3), np.linspace(-0.6, 0.9, 4)]
+    largest = 2 + np.arange(12.0).reshape(3, 4)
+    ends = {"grid": grid, "largest": largest, "smallest": 1 - grid[0][:, None] * largest}
+    result = surface(curvature=ends, gradient_norm=2 * np.array(surface()["loss"]))
+    found = collect(result, "convexity")
+    np.testing.assert_allclose(found.values, ends["smallest"] / largest)
+    assert [len(points) for points in found.grid] == [3, 4] and found.signed
+    np.testing.assert_allclose(collect(result, "gradient_norm").values, result["gradient_norm"])
+    assert collect(result, "gradient_norm").label == "norm of the gradient (nats / parameter)"
+
+
+def test_what_was_interpolated_is_said() -> None:
+    filled = {"computed": 318, "points": 1271, "error": 0.0042, "held_back": 60, "span": 1.0}
+    notes = collect(surface(interpolation=filled)).notes
+    assert "75 % of the points interpolated, to 0.4 % of the range" in notes
 
 
 @pytest.mark.parametrize("lengths", [(1.0, 1.0), (3.0, 4.5)])
@@ -401,7 +420,8 @@ def test_page_has_the_values_where_they_belong_and_says_them() -> None:
     values = np.array(TRAJECTORY["loss"])
     np.testing.assert_allclose(np.array(relief["z"], float), np.log10(values).T)
     i, j = 7, 22
-    said = relief["text"][j][i]
+    assert relief["hoverinfo"] == "text" and "hovertemplate" not in relief
+    said = relief["hovertext"][j][i]
     assert "at −0.65, 0.5" in said and "cross-entropy (nats)" in said
     assert float(re.search(r">([\d.]+) ± 0.01$", said).group(1)) == pytest.approx(  # type: ignore[union-attr]
         values[i, j], rel=1e-3
@@ -467,8 +487,14 @@ def test_fonts_in_a_pdf_can_be_edited(tmp_path: Path) -> None:
         (surface(), {"kind": "line"}, "a surface with two axes is drawn as 'contour' or '3d'"),
         (line(), {"kind": "contour"}, "a surface with one axis is drawn as 'line'"),
         (surface(), {"quantity": "width"}, "quantity is 'width': choose one of 'loss'"),
-        (surface(), {"scale": "sqrt"}, "scale is 'sqrt': choose 'auto', 'log' or 'linear'"),
-        (surface(accuracy=None), {"quantity": "accuracy"}, "has no accuracy"),
+        (surface(), {"scale": "sqrt"}, "scale is 'sqrt': choose one of 'auto', 'log', 'linear'"),
+        (
+            surface(accuracy=None),
+            {"quantity": "accuracy"},
+            "no accuracy: its problem has no classes",
+        ),
+        (surface(), {"quantity": "gradient_norm"}, "measure it with --gradient-norm"),
+        (surface(), {"quantity": "convexity"}, "measure it with --curvature N"),
         (CASES["negative"], {"scale": "log"}, "which a logarithmic scale does not have"),
         (surface(axes=[*HESSIAN, axis("a third")]), {}, "a surface with 3 axes has no picture"),
     ],
@@ -545,6 +571,16 @@ def test_a_surface_draws_itself(tmp_path: Path) -> None:
     found.plot(tmp_path / "a.svg", title="x")
     plot_surface(surface(), tmp_path / "b.svg", title="x")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_a_saved_surface_is_drawn_anew_as_asked(run: Run, tmp_path: Path) -> None:
+    Path("s.json").write_text(to_json(TRAJECTORY))
+    for name, asked in (("a.png", ("--draw", "3d", "--quantity", "rise")), ("b.gif", ())):
+        done = run("surface", "--from", "s.json", *asked, "-o", name)
+        assert done.returncode == 0, done.stderr
+        assert Path(name).stat().st_size > 5_000
+    done = run("surface", "--from", "s.json", "--quantity", "width")
+    assert done.returncode == 2 and "quantity is 'width': choose one of 'loss'" in done.stderr
 
 
 def test_compare_draws_saved_surfaces_and_says_how_they_differ(run: Run, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -63,8 +63,9 @@ def plot_surface(
             page, of a relief that turns if there are two axes; .gif for a film of the path of a trajectory.
             None (the default) saves nothing.
         kind: "line", "contour" or "3d"; "auto" (the default) is a line or a contour map.
-        quantity: "loss" (the default), "accuracy", "loss_standard_error", or "rise": the loss less that
-            of the model, which has signs.
+        quantity: "loss" (the default), "accuracy", "loss_standard_error", "rise": the loss less that of the
+            model, which has signs; and if they were measured "gradient_norm" and "convexity": the smallest
+            eigenvalue of the Hessian over the largest.
         scale: of the values: "log" (of a rise: by asinh), "linear", or "auto" (the default): "log"
             where they span more than a decade.
         width: of the figure in inches; 3.25, one column of a paper, by default. The height follows.
@@ -79,6 +80,7 @@ def plot_surface(
     """
     if path is not None:
         require_ending(path, page=True, film=True)
+    require_style(kind, quantity, scale)
     picture = collect(result, quantity)
     chosen = _kind(kind, picture)
     values = picture.scale(scale)
@@ -109,6 +111,22 @@ def plot_surface(
         else:
             write_figure(figure, path, page)
     return figure
+
+
+def require_style(kind: str, quantity: str, scale: str) -> None:
+    """Refuse a choice that no surface can be drawn with, before anything is measured.
+
+    Raises:
+        InputError: it is not known.
+    """
+    for name, value, known in (
+        ("kind", kind, get_args(Kind)),
+        ("quantity", quantity, get_args(Quantity)),
+        ("scale", scale, get_args(Asked)),
+    ):
+        if value not in known:
+            choices = ", ".join(map(repr, known))
+            raise InputError(f"{name} is {value!r}: choose one of {choices}")
 
 
 def _kind(kind: Kind, picture: SurfacePicture) -> Literal["contour", "3d", "line"]:

@@ -64,8 +64,10 @@ def _relief(picture: SurfacePicture, scale: Scale) -> list[dict[str, Any]]:
         "x": x.tolist(),
         "y": y.tolist(),
         "z": _nulls(heights.T),
-        "text": _texts(picture).T,  # plotly keeps an array of two dimensions, but no list of lists
-        "hovertemplate": "%{text}<extra></extra>",
+        # Texts lie as z does, but a hovertemplate would look them up by column and row; and plotly keeps an
+        # array of two dimensions, but no list of lists.
+        "hovertext": _texts(picture).T,
+        "hoverinfo": "text",
         "cmin": low,
         "cmax": high,
         "colorscale": "RdBu_r" if scale.signed else "Viridis",
@@ -240,7 +242,7 @@ def _layout(picture: SurfacePicture, scale: Scale, title: str | None) -> dict[st
             "zaxis": upright | grid,
             "aspectmode": "manual",
             "aspectratio": ratio,
-            "camera": {"eye": {"x": 0.9, "y": -1.5, "z": 0.9}},
+            "camera": {"eye": {"x": 1.0, "y": -1.65, "z": 1.0}, "center": {"z": -0.12}},
         },
     }
 

@@ -20,7 +20,7 @@ from landscape.plots.style import (
     publication,
     wrap,
 )
-from landscape.plots.surface import draw_curve, finish
+from landscape.plots.surface import draw_curve, finish, require_style
 from landscape.plots.surface_map import draw_map
 from landscape.plots.surface_picture import Quantity, SurfacePicture, collect, loss_of
 from landscape.plots.surface_scale import Asked, Scale, scale_of
@@ -86,6 +86,7 @@ def plot_surfaces(
         raise InputError(
             f"{count(len(labels), 'name')} given for {len(results)} surfaces: name each of them"
         )
+    require_style("auto", quantity, scale)
     pictures = [collect(result, quantity) for result in results]
     require_comparable(results, labels)
     first = pictures[0]
