@@ -306,14 +306,31 @@ def test_ranges_that_differ_too_much_are_drawn_square_and_said() -> None:
     assert "axes not on the same scale" in notes
 
 
-@pytest.mark.parametrize("case", ["trajectory", "models", "line", "untrusted"])
-def test_figure_is_as_wide_as_asked_and_nothing_is_cut_off(case: str, tmp_path: Path) -> None:
-    figure = plot_surface(CASES[case], tmp_path / "x.png", width=4.0, title="A title " * 12)
-    width, height = struct.unpack(">II", (tmp_path / "x.png").read_bytes()[16:24])
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        ("trajectory", "auto"),
+        ("models", "auto"),
+        ("line", "auto"),
+        ("untrusted", "auto"),
+        ("map", "3d"),
+        ("untrusted", "3d"),
+    ],
+)
+def test_figure_is_as_wide_as_asked_and_nothing_is_cut_off(
+    case: str, kind: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.png"
+    figure = plot_surface(CASES[case], path, kind=kind, width=4.0, title="A title " * 12)
+    width, height = struct.unpack(">II", path.read_bytes()[16:24])
     assert width == 4.0 * 300 and height == pytest.approx(300 * figure.get_figheight(), abs=1)
-    inside = figure.get_tightbbox()
-    assert inside.x0 >= 0 and inside.y0 >= 0
-    assert inside.x1 <= 4.0 and inside.y1 <= figure.get_figheight() + 0.01
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    boxes += [bar.get_tightbbox() for axes in figure.axes for bar in axes.child_axes]
+    boxes += [text.get_window_extent() for text in figure.texts]
+    for box in boxes:
+        assert box is not None and box.x0 >= -1 and box.y0 >= -1
+        assert box.x1 <= figure.bbox.width + 1
+        assert kind == "3d" or box.y1 <= figure.bbox.height + 1  # a relief's box is larger than it
 
 
 def test_what_is_not_finite_is_hatched_and_named() -> None:

@@ -18,6 +18,7 @@ from landscape.plots.style import (
     wrap,
 )
 from landscape.plots.surface_map import (
+    BAR,
     HATCH,
     STAR,
     Map,
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["auto", "contour", "3d", "line"]
 PANEL = 0.6  # width of all maps as a share of the figure's, roughly
-EXACT = 0.005  # of the height of a panel, in inches
+WIDEST = 0.75  # and at most
+EXACT = 0.02  # of the height of a panel, in inches
 STRIP = 0.55  # height of the strip of distances, in inches
 
 
@@ -183,49 +185,57 @@ def finish(
     fills = next((one.fills for one in drawn if one.fills is not None), None)
     if fills is not None:
         height = PANEL * figure.get_figwidth() * shape / len(panels)
-        draw_bar(panels[-1], label, scale, fills, height)
-    _fit(figure, panels[0], shape)
+        bar = draw_bar(panels[-1], label, scale, fills, height)
+        _leave_room(figure, bar, len(panels))
+    engine = figure.get_layout_engine()
+    for _ in range(8):  # each changes the share of the height that the panels get
+        if engine is not None:
+            engine.execute(figure)
+        slot = panels[0].get_position(original=True)
+        width, height = slot.width * figure.get_figwidth(), slot.height * figure.get_figheight()
+        if abs(shape * width - height) < EXACT:
+            break
+        figure.set_figheight(figure.get_figheight() + shape * width - height)
+    figure.draw_without_rendering()
     for axes, one in zip(panels, drawn, strict=True):
         label_levels(axes, one.lines, scale)
 
 
-def _fit(figure: "Figure", axes: "Axes", shape: float) -> None:
-    engine = figure.get_layout_engine()
-    for _ in range(4):  # each changes the share of the height that the panel gets
-        if engine is not None:
-            engine.execute(figure)
-        slot = axes.get_position(original=True)
-        width, height = slot.width * figure.get_figwidth(), slot.height * figure.get_figheight()
-        change = shape * width - height
-        figure.set_figheight(figure.get_figheight() + change)
-        if abs(change) < EXACT:
-            break
+def _leave_room(figure: "Figure", bar: "Axes", panels: int) -> None:
+    """Keep a strip at the right of a figure for a colour bar.
+
+    The bar stands beside a panel that may be narrower than its share, so that the layout must not go by
+    where the bar happens to be.
+    """
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     figure.draw_without_rendering()
+    box = bar.get_tightbbox()
+    texts = 0.0 if box is None else (box.x1 - bar.get_window_extent().x1) / figure.bbox.width
+    bar.set_in_layout(False)
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(rect=(0, 0, 1 - texts - BAR * WIDEST / panels, 1))
 
 
 def head(figure: "Figure", axes: "Axes", picture: SurfacePicture, title: str | None) -> None:
     """Write the title over the figure, and over the panel what was checked and what failed."""
     from matplotlib import rcParams
 
-    small = rcParams["legend.fontsize"]
+    failed = f"not to be trusted: {'; '.join(picture.failures)} · " if picture.failures else ""
     notes = axes.set_title(
-        " · ".join(picture.notes), loc="left", fontsize=small, color=GREY, parse_math=False
+        failed + " · ".join(picture.notes),
+        loc="left",
+        fontsize=rcParams["legend.fontsize"],
+        color=VERMILLION if failed else GREY,
+        parse_math=False,
     )
     wrap(notes, figure, share=0.8)
-    if picture.failures:
-        lines = notes.get_text().count("\n") + 1
-        text = axes.annotate(
-            f"not to be trusted: {'; '.join(picture.failures)}",
-            (0, 1),
-            (0, 4 + lines * 1.25 * float(small)),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            va="bottom",
-            fontsize=small,
-            color=VERMILLION,
-            parse_math=False,
-        )
-        wrap(text, figure, share=0.8)
+    write_title(figure, title)
+
+
+def write_title(figure: "Figure", title: str | None) -> None:
+    """Write a line over a figure, or several, which grows by them."""
     if title:
         height = wrap(figure.suptitle(title, parse_math=False), figure, share=0.96)
         figure.set_figheight(figure.get_figheight() + height)

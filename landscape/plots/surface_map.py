@@ -26,6 +26,7 @@ HATCH: dict[str, Any] = {
 SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
 NAMED = 8  # checkpoints that are named on the axis of distances, at most
 APART = 0.1  # of named models of a path, as a share of the range
+BAR = 0.085  # of a colour bar and what separates it, as a share of the width of its map
 TICK = 0.11  # inches between two ticks of a colour bar, at least
 STAR = 7.0  # size of the model's mark, in points
 LEVEL = 5.2  # size of the labels of levels, in points, in Arial
@@ -234,18 +235,17 @@ def _outline(width: float, colour: str = BLACK) -> list["AbstractPathEffect"]:
     return [withStroke(linewidth=1.0 + width, foreground=colour)]
 
 
-def draw_bar(
-    axes: "Axes", picture_label: str, scale: Scale, mapped: "ContourSet", height: float
-) -> None:
-    """Draw the colour bar at the right of a map, as high as that is (inches), with the levels as ticks."""
-    bar = axes.figure.colorbar(mapped, cax=axes.inset_axes((1.035, 0, 0.05, 1)))
+def draw_bar(axes: "Axes", name: str, scale: Scale, mapped: "ContourSet", height: float) -> "Axes":
+    """Draw a colour bar at the right of a map, as high as that is (inches), with the levels as ticks."""
+    bar = axes.figure.colorbar(mapped, cax=axes.inset_axes((1.035, 0, BAR - 0.035, 1)))
     levels = scale.levels() or [scale.low]
     levels = levels[:: -(-len(levels) // max(2, int(height / TICK)))]
     bar.set_ticks(scale.place(np.array(levels)).tolist(), labels=[label(x) for x in levels])
     bar.minorticks_off()
-    bar.set_label(picture_label, parse_math=False)
+    bar.set_label(name, parse_math=False)
     bar.outline.set_linewidth(0.5)  # type: ignore[operator]
     bar.ax.tick_params(length=1.5)
+    return bar.ax
 
 
 def draw_distances(axes: "Axes", picture: SurfacePicture) -> None:

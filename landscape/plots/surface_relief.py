@@ -124,6 +124,17 @@ def _head(
         top -= room
     left, base, width, share = axes.get_position().bounds
     axes.set_position((left, base * bottom / height, width, share * bottom / height))
+    # A label that reaches beyond an edge moves everything away from it.
+    for _ in range(2):
+        figure.draw_without_rendering()
+        box = axes.get_tightbbox()
+        if box is None:
+            return
+        place, across, up = axes.get_position(), figure.bbox.width, figure.bbox.height
+        aside = max(0.0, -box.x0 / across) - max(0.0, box.x1 / across - 1)
+        axes.set_position(
+            (place.x0 + aside, place.y0 - min(0.0, box.y0 / up), place.width, place.height)
+        )
 
 
 def _draw_models(axes: "Axes3D", picture: SurfacePicture, floor: float) -> None:

@@ -18,9 +18,8 @@ from landscape.plots.style import (
     ORANGE,
     VERMILLION,
     publication,
-    wrap,
 )
-from landscape.plots.surface import draw_curve, finish, require_style
+from landscape.plots.surface import draw_curve, finish, require_style, write_title
 from landscape.plots.surface_map import draw_map
 from landscape.plots.surface_picture import Quantity, SurfacePicture, collect, loss_of
 from landscape.plots.surface_scale import Asked, Scale, scale_of
@@ -151,7 +150,7 @@ def _draw_maps(
     panels[0].set_xlim(*grid[0][[0, -1]])
     panels[0].set_ylim(*grid[1][[0, -1]])
     panels[0].set_ylabel(_common(pictures, 1), parse_math=False)
-    _title(figure, title)
+    write_title(figure, title)
     found: dict[object, Artist] = {}
     found |= {handle.get_label(): handle for one in drawn for handle in one.handles}
     figure.legend(
@@ -180,15 +179,9 @@ def _draw_curves(
     axes.set_xlim(*_union([picture.grid[0] for picture in pictures])[[0, -1]])
     axes.set_xlabel(_common(pictures, 0), parse_math=False)
     axes.set_ylabel(pictures[0].label, parse_math=False)
-    _title(figure, title)
+    write_title(figure, title)
     figure.legend(handles=list(found.values()), loc="outside lower center", ncols=2)
     return figure
-
-
-def _title(figure: "Figure", title: str | None) -> None:
-    if title:
-        height = wrap(figure.suptitle(title, parse_math=False), figure, share=0.96)
-        figure.set_figheight(figure.get_figheight() + height)
 
 
 def _head(axes: "Axes", picture: SurfacePicture, name: str) -> None:
@@ -210,6 +203,7 @@ def _head(axes: "Axes", picture: SurfacePicture, name: str) -> None:
         fontsize=small,
         color=VERMILLION if picture.failures else GREY,
         parse_math=False,
+        in_layout=False,  # the title keeps its room
     )
     room = 5 + 1.25 * float(small) * (below.count("\n") + 1)
     axes.set_title(name, loc="left", pad=room, parse_math=False)
