@@ -116,3 +116,29 @@ def read_plan(path: Path) -> dict[str, Any]:
             f"--plan {str(path)!r} holds no plan: name what a command on a model wrote by --json"
         )
     return plan
+
+
+def parse_numbers(text: str, option: str) -> list[float]:
+    """The numbers of an option, separated by commas.
+
+    >>> parse_numbers("0.5,1", "--range")
+    [0.5, 1.0]
+    """
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} {text!r} is no list of numbers such as 0.5 or 0.5,1") from error
+
+
+def parse_whole(text: str, option: str) -> list[int]:
+    """The same for whole numbers.
+
+    >>> parse_whole("1,-1", "--ranks")
+    [1, -1]
+    """
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise InputError(
+            f"{option} {text!r} is no list of whole numbers such as 51 or 1,-1"
+        ) from error

@@ -14,6 +14,7 @@ from . import options, remarks
 from . import picture_options as picture
 from .options import CURVATURE, OUTPUT
 from .output import console, deliver, one_line, require_folder, require_outputs
+from .parsing import parse_numbers, parse_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,32 +27,6 @@ if TYPE_CHECKING:
 
 COMPUTED = ("hessian", "random", "gradient")
 AXES = (*COMPUTED, "optimizer", "trajectory", "models")
-
-
-def parse_numbers(text: str, option: str) -> list[float]:
-    """The numbers of an option, separated by commas.
-
-    >>> parse_numbers("0.5,1", "--range")
-    [0.5, 1.0]
-    """
-    try:
-        return [float(word) for word in text.split(",")]
-    except ValueError as error:
-        raise InputError(f"{option} {text!r} is no list of numbers such as 0.5 or 0.5,1") from error
-
-
-def parse_whole(text: str, option: str) -> list[int]:
-    """The same for whole numbers.
-
-    >>> parse_whole("1,-1", "--ranks")
-    [1, -1]
-    """
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError as error:
-        raise InputError(
-            f"{option} {text!r} is no list of whole numbers such as 51 or 1,-1"
-        ) from error
 
 
 def surface(

@@ -18,6 +18,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.path import Path as Outline
 from mpl_toolkits.mplot3d import Axes3D
 from numpy.typing import NDArray
 from PIL import Image
@@ -213,6 +214,18 @@ def test_fills_cover_all_values_and_have_the_colours_of_the_bar() -> None:
     assert fills.levels[0] < heights.min() and heights.max() < fills.levels[-1]
     np.testing.assert_allclose(fills.levels[1:-1], lines.levels)
     assert fills.cmap.name == "viridis"
+    inside = 0
+    for place in np.random.default_rng(0).uniform((-1, -0.6), (1, 0.9), (200, 2)):
+        value = np.log10(bowl(*place))
+        # An odd number of outlines is around a point of a band: inside its edge, and no hole.
+        within = [
+            sum(Outline(outline).contains_point(place) for outline in path.to_polygons()) % 2
+            for path in fills.get_paths()
+        ]
+        (band,) = np.flatnonzero(within)
+        # but for points beside a line, which is straight between the points of the grid
+        inside += fills.levels[band] <= value <= fills.levels[band + 1]
+    assert inside >= 195
 
 
 def test_values_on_lines_name_their_level_and_do_not_touch() -> None:

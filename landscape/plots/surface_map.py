@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from landscape.numerals import number
 from landscape.plots.style import BLACK, GREY, HAIRLINE
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.contour import ContourSet
     from matplotlib.patheffects import AbstractPathEffect
 
+Array = NDArray[np.float64]
 WHITE = "#FFFFFF"
 HATCH: dict[str, Any] = {
     "facecolor": "#F2F2F2",
@@ -66,7 +68,7 @@ def draw_map(axes: "Axes", picture: SurfacePicture, scale: Scale) -> Map:
         )
     if fills is not None and places:
         # The lines lie on every border between two fills, so that no gap shows there.
-        lines = _draw_levels(axes, picture, scale, fills)
+        lines = _draw_levels(axes, picture, heights, scale, fills)
     axes.set_xlim(x[0], x[-1])
     axes.set_ylim(y[0], y[-1])
     if picture.equal():
@@ -102,14 +104,14 @@ def _hatch(axes: "Axes", picture: SurfacePicture) -> "Artist":
 
 
 def _draw_levels(
-    axes: "Axes", picture: SurfacePicture, scale: Scale, fills: "ContourSet"
+    axes: "Axes", picture: SurfacePicture, heights: Array, scale: Scale, fills: "ContourSet"
 ) -> "ContourSet":
     """Draw a line at every level, white on dark colours and black on bright ones."""
     levels = scale.levels()
     places = scale.place(np.array(levels))
     return axes.contour(
         *picture.grid,
-        scale.place(picture.values).T,
+        heights,
         levels=places,
         colors=[BLACK if bright(*shade[:3]) else WHITE for shade in fills.to_rgba(places)],
         linewidths=[0.8 if level == 0 else 0.4 for level in levels],
