@@ -212,7 +212,7 @@ def test_page_needs_no_network_and_escapes_names() -> None:
 @pytest.mark.parametrize(
     ("change", "path", "sentence"),
     [
-        ({"schema": "landscape/spectrum/1"}, None, "cannot draw a result of schema"),
+        ({"schema": "landscape/spectrum/1"}, None, "not a result of kind"),
         ({}, "x.gif", "its ending must be one of"),
     ],
 )

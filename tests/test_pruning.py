@@ -19,7 +19,7 @@ from landscape.analyses import pruning_choice as choice
 from landscape.analyses.fine_tuning import fine_tune
 from landscape.analyses.quality import quality
 from landscape.errors import InputError
-from landscape.operators import gradient_rows
+from landscape.operators import row_storage
 from landscape.results import to_json
 
 
@@ -333,7 +333,7 @@ def test_a_model_of_zeros_is_refused() -> None:
 def test_gradients_for_which_there_is_no_room_go_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"recompute": 2, "gradients": 16, "compare": False}
     here = ls.prune(net_problem(), 0.5, structured=True, **options)
-    monkeypatch.setattr(gradient_rows, "available_bytes", lambda *device: 0)  # leaves a file
+    monkeypatch.setattr(row_storage, "available_bytes", lambda *device: 0)  # leaves a file
     there = ls.prune(net_problem(), 0.5, structured=True, **options)
     assert here.state is not None and there.state is not None
     assert all(torch.equal(here.state[name], there.state[name]) for name in here.state)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
 from landscape.results import SURFACE_SCHEMA, Cost, atomic, provenance
 from landscape.saved import NOT_SAVED, Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Array = NDArray[np.float64]
 Kind = Literal["hessian", "random", "gradient"]
@@ -97,6 +100,12 @@ class Surface(Result, schema=SURFACE_SCHEMA):
     computed: NDArray[np.bool_] | None = None
     interpolation: Interpolation | None = None
     directions: Tensor | None = field(default=None, repr=False, metadata=NOT_SAVED)
+
+    def plot(self, path: str | Path | None = None, **options: Any) -> "Figure":
+        """Draw the surface; see `landscape.plots.surface.plot_surface`."""
+        from landscape.plots.surface import plot_surface
+
+        return plot_surface(self.to_dict(), path, **options)
 
     def save_arrays(self, path: str | Path) -> None:
         """Write grid, loss, errors and accuracy as arrays, .npz or .safetensors.

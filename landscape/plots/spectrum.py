@@ -1,6 +1,5 @@
 """What does the spectrum look like?  The eigenvalue density, with its outliers, from a saved result."""
 
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +9,21 @@ import numpy as np
 from landscape.estimators.smoothing import Axis
 from landscape.numerals import exponent_of, power
 from landscape.plots.spectrum_picture import YLABEL, Picture, collect
-from landscape.plots.style import BLUE, COLUMN, GREY, HAIRLINE, publication, raised, symlog_ticks
+from landscape.plots.style import (
+    BLUE,
+    COLUMN,
+    GREY,
+    HAIRLINE,
+    publication,
+    raised,
+    symlog_ticks,
+    wrap,
+)
 from landscape.plots.writing import require_ending, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.text import Text
 
 
 def plot_spectrum(
@@ -72,9 +79,9 @@ def _draw(picture: Picture, title: str | None) -> "Figure":
     density, marks = figure.subplots(2, 1, sharex=True, height_ratios=[12, 1])
     _draw_density(density, picture)
     _draw_marks(marks, picture)
-    _wrap(marks.set_xlabel(picture.xlabel, parse_math=False), figure, share=0.82)
+    wrap(marks.set_xlabel(picture.xlabel, parse_math=False), figure, share=0.82)
     if title:
-        height = _wrap(figure.suptitle(title, parse_math=False), figure, share=0.96)
+        height = wrap(figure.suptitle(title, parse_math=False), figure, share=0.96)
         figure.set_figheight(figure.get_figheight() + height)
     (handles, labels), more = (axes.get_legend_handles_labels() for axes in (density, marks))
     if picture.banded:
@@ -90,18 +97,6 @@ def _draw(picture: Picture, title: str | None) -> "Figure":
         borderpad=0,
     )
     return figure
-
-
-def _wrap(text: "Text", figure: "Figure", *, share: float) -> float:
-    """Break a text into lines that fit a share of the figure's width; give its height (inches)."""
-    words, room = text.get_text(), share * figure.bbox.width
-    # A fifth more letters than fit on average, then fewer until every line fits.
-    most = int(1.2 * len(words) * room / max(text.get_window_extent().width, 1))
-    for letters in range(max(most, 10), 9, -1):
-        text.set_text(textwrap.fill(words, letters))
-        if text.get_window_extent().width <= room:
-            break
-    return float(text.get_window_extent().height / figure.dpi)
 
 
 def _draw_density(axes: "Axes", picture: Picture) -> None:

@@ -2,11 +2,16 @@
 
 import math
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from landscape.numerals import power
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 # Okabe & Ito (2008), "Color universal design": distinct under every common colour blindness.
 BLACK, GREY, HAIRLINE = "#000000", "#595959", "#A6A6A6"
@@ -126,3 +131,15 @@ def symlog_ticks(s: float, low: float, high: float) -> tuple[dict[float, str], l
             if exponent >= first and low <= steps[0] <= high:
                 major[steps[0]] = mark + power(exponent)
     return major, minor
+
+
+def wrap(text: "Text", figure: "Figure", *, share: float) -> float:
+    """Break a text into lines that fit a share of the figure's width; give its height (inches)."""
+    words, room = text.get_text(), share * figure.bbox.width
+    # A fifth more letters than fit on average, then fewer until every line fits.
+    most = int(1.2 * len(words) * room / max(text.get_window_extent().width, 1))
+    for letters in range(max(most, 10), 9, -1):
+        text.set_text(textwrap.fill(words, letters))
+        if text.get_window_extent().width <= room:
+            break
+    return float(text.get_window_extent().height / figure.dpi)

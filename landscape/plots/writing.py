@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE = ".html"
+FILM = ".gif"
 _UNDATED: dict[str, dict[str, Any]] = {
     ".png": {},
     ".svg": {"Date": None},
@@ -18,17 +19,18 @@ _UNDATED: dict[str, dict[str, Any]] = {
 }
 
 
-def require_ending(path: str | Path, *, page: bool = False) -> None:
+def require_ending(path: str | Path, *, page: bool = False, film: bool = False) -> None:
     """Refuse a picture of a kind that cannot be drawn.
 
     Args:
         path: of the picture.
         page: whether there is an interactive page of it too.
+        film: whether there is a film of it too.
 
     Raises:
         InputError: the ending is not among those.
     """
-    known = [*_UNDATED, PAGE] if page else list(_UNDATED)
+    known = [*_UNDATED, *([PAGE] if page else []), *([FILM] if film else [])]
     if Path(path).suffix.lower() not in known:
         raise InputError(
             f"cannot draw to {str(path)!r}: its ending must be one of {', '.join(known)}"
