@@ -10,7 +10,19 @@ from landscape import __version__
 from landscape.errors import LandscapeError
 from landscape.memory import is_out_of_memory
 
-from . import bench, check, connect, demo, eigen, influence, prune, spectrum, surface, trace
+from . import (
+    bench,
+    check,
+    compare,
+    connect,
+    demo,
+    eigen,
+    influence,
+    prune,
+    spectrum,
+    surface,
+    trace,
+)
 from .output import one_line
 
 INTERRUPTED = 130
@@ -32,6 +44,7 @@ app.command("surface")(surface.command)
 app.command("influence")(influence.influence)
 app.command("prune")(prune.prune)
 app.command("connect")(connect.connect)
+app.command("compare")(compare.compare)
 app.command("bench")(bench.bench)
 
 

@@ -11,6 +11,7 @@ from landscape.errors import InputError
 
 from . import matrix_options as matrix
 from . import options, remarks
+from . import picture_options as picture
 from .options import CURVATURE, OUTPUT
 from .output import console, deliver, one_line, require_folder, require_outputs
 
@@ -191,8 +192,13 @@ def surface(
     ] = None,
     output: Annotated[
         Path | None,
-        options.figure("Figure: .pdf, .png, .svg or .html. [default: MODEL.surface.pdf]"),
+        options.figure(
+            "Figure: .pdf, .png, .svg, .html; .gif: a film of a trajectory. [default: MODEL.surface.pdf]"
+        ),
     ] = None,
+    drawn: picture.Draw = "auto",
+    quantity: picture.Quantity = "loss",
+    scale: picture.Scale = "auto",
     json_file: options.Json = None,
 ) -> None:
     """The loss around a trained model, on a grid of directions, with its self-checks.
@@ -206,22 +212,25 @@ def surface(
         landscape surface --from surface.json -o surface.html
     """
     from landscape.analyses.surface import Surface
+    from landscape.plots.surface import require_style
     from landscape.plots.writing import require_ending
 
+    style = {"kind": drawn, "quantity": quantity, "scale": scale}
+    require_style(drawn, quantity, scale)
     if saved is not None:
         figure = output or saved.with_suffix(".pdf")
-        require_ending(figure, page=True)
+        require_ending(figure, page=True, film=True)
         require_folder(figure)
         if figure.resolve() == saved.resolve():
             raise InputError(f"{str(saved)!r} is the result itself: choose another -o")
-        Surface.load(saved).plot(figure)
+        Surface.load(saved).plot(figure, **style)
         console().print(f"wrote {figure}", markup=False, soft_wrap=True)
         return
     model = about.model
     if model == options.NO_MODEL:
         raise InputError("no model was named: give its file, or a saved surface with --from")
     figure = output or model.with_name(f"{model.stem}.surface.pdf")
-    require_ending(figure, page=True)
+    require_ending(figure, page=True, film=True)
     written = require_outputs(model, figure, arrays, json_file)
     require_outputs(model, *written, resume)
     if arrays is not None and arrays.suffix.lower() not in (".npz", ".safetensors"):
@@ -270,7 +279,7 @@ def surface(
         if arrays is not None:
             result.save_arrays(arrays)
         if len(result.axes) <= 2:
-            result.plot(figure)
+            result.plot(figure, **style)
 
     deliver(
         result,

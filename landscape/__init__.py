@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from landscape.operators.hessian import Hessian as Hessian
     from landscape.operators.inverse_fisher import InverseFisher as InverseFisher
     from landscape.operators.matrix import as_operator as as_operator
+    from landscape.plots.surfaces import plot_surfaces as plot_surfaces
     from landscape.problem import Problem as Problem
 
 __version__ = "0.1.0"
@@ -124,6 +125,7 @@ _HOMES = {
     "GaussNewton": "operators.gauss_newton",
     "Hessian": "operators.hessian",
     "InverseFisher": "operators.inverse_fisher",
+    "plot_surfaces": "plots.surfaces",
     "Problem": "problem",
 }
 __all__ = [
@@ -171,6 +173,7 @@ __all__ = [
     "model_axes",
     "nystrom",
     "optimizer_axes",
+    "plot_surfaces",
     "prune",
     "random_axes",
     "sampling_error",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -13,12 +13,13 @@ from landscape.plots.style import (
     BLUE,
     COLUMN,
     GREY,
-    HAIRLINE,
     VERMILLION,
     publication,
     wrap,
 )
 from landscape.plots.surface_map import (
+    BAR,
+    HATCH,
     STAR,
     Map,
     draw_bar,
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Kind = Literal["auto", "contour", "3d", "line"]
+PANEL = 0.6  # width of all maps as a share of the figure's, roughly
+WIDEST = 0.75  # and at most
+EXACT = 0.02  # of the height of a panel, in inches
 STRIP = 0.55  # height of the strip of distances, in inches
 
 
@@ -61,8 +65,9 @@ def plot_surface(
             page, of a relief that turns if there are two axes; .gif for a film of the path of a trajectory.
             None (the default) saves nothing.
         kind: "line", "contour" or "3d"; "auto" (the default) is a line or a contour map.
-        quantity: "loss" (the default), "accuracy", "loss_standard_error", or "rise": the loss less that
-            of the model, which has signs.
+        quantity: "loss" (the default), "accuracy", "loss_standard_error", "rise": the loss less that of the
+            model, which has signs; and if they were measured "gradient_norm" and "convexity": the smallest
+            eigenvalue of the Hessian over the largest.
         scale: of the values: "log" (of a rise: by asinh), "linear", or "auto" (the default): "log"
             where they span more than a decade.
         width: of the figure in inches; 3.25, one column of a paper, by default. The height follows.
@@ -77,6 +82,7 @@ def plot_surface(
     """
     if path is not None:
         require_ending(path, page=True, film=True)
+    require_style(kind, quantity, scale)
     picture = collect(result, quantity)
     chosen = _kind(kind, picture)
     values = picture.scale(scale)
@@ -109,6 +115,22 @@ def plot_surface(
     return figure
 
 
+def require_style(kind: str, quantity: str, scale: str) -> None:
+    """Refuse a choice that no surface can be drawn with, before anything is measured.
+
+    Raises:
+        InputError: it is not known.
+    """
+    for name, value, known in (
+        ("kind", kind, get_args(Kind)),
+        ("quantity", quantity, get_args(Quantity)),
+        ("scale", scale, get_args(Asked)),
+    ):
+        if value not in known:
+            choices = ", ".join(map(repr, known))
+            raise InputError(f"{name} is {value!r}: choose one of {choices}")
+
+
 def _kind(kind: Kind, picture: SurfacePicture) -> Literal["contour", "3d", "line"]:
     """What is drawn.
 
@@ -132,7 +154,7 @@ def _draw_map(picture: SurfacePicture, scale: Scale, title: str | None) -> "Figu
 
     figure = Figure()
     if picture.path and picture.marked:
-        height = picture.shape() * 0.7 * figure.get_figwidth()
+        height = picture.shape() * PANEL * figure.get_figwidth()
         axes, strip = figure.subplots(2, 1, height_ratios=[height, STRIP])
         draw_distances(strip, picture)
     else:
@@ -160,47 +182,60 @@ def finish(
     scale: Scale,
 ) -> None:
     """Make a figure as high as its panels need, whose height over width is given; then bar and values."""
-    _fit(figure, panels[0], shape)
     fills = next((one.fills for one in drawn if one.fills is not None), None)
     if fills is not None:
-        draw_bar(panels[-1], label, scale, fills)
-        _fit(figure, panels[0], shape)  # anew, for the bar takes some of the width
+        height = PANEL * figure.get_figwidth() * shape / len(panels)
+        bar = draw_bar(panels[-1], label, scale, fills, height)
+        _leave_room(figure, bar, len(panels))
+    engine = figure.get_layout_engine()
+    for _ in range(8):  # each changes the share of the height that the panels get
+        if engine is not None:
+            engine.execute(figure)
+        slot = panels[0].get_position(original=True)
+        width, height = slot.width * figure.get_figwidth(), slot.height * figure.get_figheight()
+        if abs(shape * width - height) < EXACT:
+            break
+        figure.set_figheight(figure.get_figheight() + shape * width - height)
+    figure.draw_without_rendering()
     for axes, one in zip(panels, drawn, strict=True):
         label_levels(axes, one.lines, scale)
 
 
-def _fit(figure: "Figure", axes: "Axes", shape: float) -> None:
-    for _ in range(4):  # each changes the share of the height that the panel gets
-        figure.draw_without_rendering()
-        slot = axes.get_position(original=True)
-        width, height = slot.width * figure.get_figwidth(), slot.height * figure.get_figheight()
-        figure.set_figheight(figure.get_figheight() + shape * width - height)
+def _leave_room(figure: "Figure", bar: "Axes", panels: int) -> None:
+    """Keep a strip at the right of a figure for a colour bar.
+
+    The bar stands beside a panel that may be narrower than its share, so that the layout must not go by
+    where the bar happens to be.
+    """
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     figure.draw_without_rendering()
+    box = bar.get_tightbbox()
+    texts = 0.0 if box is None else (box.x1 - bar.get_window_extent().x1) / figure.bbox.width
+    bar.set_in_layout(False)
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(rect=(0, 0, 1 - texts - BAR * WIDEST / panels, 1))
 
 
 def head(figure: "Figure", axes: "Axes", picture: SurfacePicture, title: str | None) -> None:
     """Write the title over the figure, and over the panel what was checked and what failed."""
     from matplotlib import rcParams
 
-    small = rcParams["legend.fontsize"]
+    failed = f"not to be trusted: {'; '.join(picture.failures)} · " if picture.failures else ""
     notes = axes.set_title(
-        " · ".join(picture.notes), loc="left", fontsize=small, color=GREY, parse_math=False
+        failed + " · ".join(picture.notes),
+        loc="left",
+        fontsize=rcParams["legend.fontsize"],
+        color=VERMILLION if failed else GREY,
+        parse_math=False,
     )
     wrap(notes, figure, share=0.8)
-    if picture.failures:
-        lines = notes.get_text().count("\n") + 1
-        text = axes.annotate(
-            f"not to be trusted: {'; '.join(picture.failures)}",
-            (0, 1),
-            (0, 4 + lines * 1.25 * float(small)),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            va="bottom",
-            fontsize=small,
-            color=VERMILLION,
-            parse_math=False,
-        )
-        wrap(text, figure, share=0.8)
+    write_title(figure, title)
+
+
+def write_title(figure: "Figure", title: str | None) -> None:
+    """Write a line over a figure, or several, which grows by them."""
     if title:
         height = wrap(figure.suptitle(title, parse_math=False), figure, share=0.96)
         figure.set_figheight(figure.get_figheight() + height)
@@ -243,15 +278,9 @@ def draw_curve(
     handles.append(line)
     missing = ~np.isfinite(y)
     if missing.any():
-        hatch: dict[str, Any] = {
-            "facecolor": "#F2F2F2",
-            "edgecolor": HAIRLINE,
-            "hatch": "/////",
-            "linewidth": 0,
-        }
-        for start, stop in stretches(x, missing):
-            axes.axvspan(start, stop, zorder=0, **hatch)
-        handles.append(Patch(label="not finite", **hatch))
+        for left, right in stretches(x, missing):
+            axes.axvspan(left, right, zorder=0, **HATCH)
+        handles.append(Patch(label="not finite", **HATCH))
     return handles
 
 

@@ -1,7 +1,9 @@
 """The path of a trajectory as a film: drawn over its map, checkpoint by checkpoint."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from landscape.plots.surface_picture import SurfacePicture
 from landscape.results import atomic
@@ -10,8 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
-SECONDS = 0.25  # of a frame
-LAST = 8  # frames that the whole path is seen
+FRAME, LAST = 250, 2000  # milliseconds of a frame, and of the whole path
 
 
 def write_film(figure: "Figure", picture: SurfacePicture, path: str | Path) -> None:
@@ -22,23 +23,32 @@ def write_film(figure: "Figure", picture: SurfacePicture, path: str | Path) -> N
         picture: whose marked models follow one another.
         path: of the film, ending in .gif.
     """
-    from matplotlib.animation import PillowWriter
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
 
-    figure.draw_without_rendering()
     figure.set_layout_engine("none")  # nothing moves between two frames
-    axes, *strips = figure.axes
-    lines: list[Any] = [line for panel in (axes, *strips) for line in panel.lines]
-    moving = {
-        line: line.get_data() for line in lines if len(line.get_xdata()) == len(picture.marked)
-    }
-    names = [text for text in axes.texts if text.get_gid() == "checkpoint"]
+    lines = [line for panel in figure.axes for line in panel.lines]
+    drawn = [(line, np.array(line.get_xydata())) for line in lines]
+    moving = [(line, at) for line, at in drawn if len(at) == len(picture.marked)]
+    names = [text for text in figure.axes[0].texts if text.get_gid() == "checkpoint"]
     turns = {one.name: i for i, one in enumerate(picture.marked)}
-    writer = PillowWriter(fps=1 / SECONDS)  # type: ignore[arg-type]  # any number
-    count = len(picture.marked)
-    with atomic(path) as temporary, writer.saving(figure, temporary, DPI):
-        for shown in [*range(1, count + 1), *[count] * LAST]:
-            for line, (x, y) in moving.items():
-                line.set_data(x[:shown], y[:shown])
-            for name in names:
-                name.set_visible(turns[name.get_text()] < shown)
-            writer.grab_frame()
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    frames = []
+    for shown in range(1, len(picture.marked) + 1):
+        for line, at in moving:
+            line.set_data(*at[:shown].T)
+        for name in names:
+            name.set_visible(turns[name.get_text()] < shown)
+        canvas.draw()
+        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
+    durations = [FRAME] * (len(frames) - 1) + [LAST]
+    with atomic(path) as temporary:
+        frames[0].save(
+            temporary,
+            format="GIF",
+            save_all=True,
+            append_images=frames[1:],
+            duration=durations,
+            loop=0,
+        )

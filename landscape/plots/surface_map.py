@@ -17,9 +17,16 @@ if TYPE_CHECKING:
     from matplotlib.patheffects import AbstractPathEffect
 
 WHITE = "#FFFFFF"
+HATCH: dict[str, Any] = {
+    "facecolor": "#F2F2F2",
+    "edgecolor": HAIRLINE,
+    "hatch": "/////",
+    "linewidth": 0,
+}
 SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
 NAMED = 8  # checkpoints that are named on the axis of distances, at most
 APART = 0.1  # of named models of a path, as a share of the range
+BAR = 0.085  # of a colour bar and what separates it, as a share of the width of its map
 TICK = 0.11  # inches between two ticks of a colour bar, at least
 STAR = 7.0  # size of the model's mark, in points
 LEVEL = 5.2  # size of the labels of levels, in points, in Arial
@@ -90,14 +97,8 @@ def _hatch(axes: "Axes", picture: SurfacePicture) -> "Artist":
     from matplotlib.patches import Patch, Rectangle
 
     (left, right), (bottom, top) = (points[[0, -1]].tolist() for points in picture.grid)
-    style: dict[str, Any] = {
-        "facecolor": "#F2F2F2",
-        "edgecolor": HAIRLINE,
-        "hatch": "/////",
-        "linewidth": 0,
-    }
-    axes.add_patch(Rectangle((left, bottom), right - left, top - bottom, zorder=0, **style))
-    return Patch(label="not finite", **style)
+    axes.add_patch(Rectangle((left, bottom), right - left, top - bottom, zorder=0, **HATCH))
+    return Patch(label="not finite", **HATCH)
 
 
 def _draw_levels(
@@ -110,7 +111,7 @@ def _draw_levels(
         *picture.grid,
         scale.place(picture.values).T,
         levels=places,
-        colors=[BLACK if bright(tuple(fills.to_rgba(place))) else WHITE for place in places],
+        colors=[BLACK if bright(*shade[:3]) else WHITE for shade in fills.to_rgba(places)],
         linewidths=[0.8 if level == 0 else 0.4 for level in levels],
         alpha=0.8,
         negative_linestyles="solid",
@@ -145,9 +146,8 @@ def label_levels(axes: "Axes", lines: "ContourSet | None", scale: Scale) -> None
     axes.clabel(lines, fmt=named, fontsize=size, inline_spacing=1.5, manual=places)
 
 
-def bright(colour: tuple[float, float, float, float]) -> bool:
+def bright(red: float, green: float, blue: float) -> bool:
     """Whether black is easier to read on a colour than white."""
-    red, green, blue, _ = colour
     return 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
 
 
@@ -235,17 +235,17 @@ def _outline(width: float, colour: str = BLACK) -> list["AbstractPathEffect"]:
     return [withStroke(linewidth=1.0 + width, foreground=colour)]
 
 
-def draw_bar(axes: "Axes", picture_label: str, scale: Scale, mapped: "ContourSet") -> None:
-    """Draw the colour bar at the right of a map, as high as it is, with the levels as ticks."""
-    bar = axes.figure.colorbar(mapped, cax=axes.inset_axes((1.035, 0, 0.05, 1)))
+def draw_bar(axes: "Axes", name: str, scale: Scale, mapped: "ContourSet", height: float) -> "Axes":
+    """Draw a colour bar at the right of a map, as high as that is (inches), with the levels as ticks."""
+    bar = axes.figure.colorbar(mapped, cax=axes.inset_axes((1.035, 0, BAR - 0.035, 1)))
     levels = scale.levels() or [scale.low]
-    height = axes.get_window_extent().height / axes.figure.dpi
     levels = levels[:: -(-len(levels) // max(2, int(height / TICK)))]
     bar.set_ticks(scale.place(np.array(levels)).tolist(), labels=[label(x) for x in levels])
     bar.minorticks_off()
-    bar.set_label(picture_label, parse_math=False)
+    bar.set_label(name, parse_math=False)
     bar.outline.set_linewidth(0.5)  # type: ignore[operator]
     bar.ax.tick_params(length=1.5)
+    return bar.ax
 
 
 def draw_distances(axes: "Axes", picture: SurfacePicture) -> None:

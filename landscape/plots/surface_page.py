@@ -11,7 +11,6 @@ from landscape.numerals import number
 from landscape.plots.style import BLACK, BLUE, VERMILLION
 from landscape.plots.surface_picture import Quantity, SurfacePicture, collect
 from landscape.plots.surface_scale import Asked, Scale, plain_label
-from landscape.results import jsonable
 
 Array = NDArray[np.float64]
 LIFT = 0.015  # of models over a relief, as a share of its height
@@ -65,8 +64,10 @@ def _relief(picture: SurfacePicture, scale: Scale) -> list[dict[str, Any]]:
         "x": x.tolist(),
         "y": y.tolist(),
         "z": _nulls(heights.T),
-        "text": _texts(picture).T.tolist(),
-        "hovertemplate": "%{text}<extra></extra>",
+        # Texts lie as z does, but a hovertemplate would look them up by column and row; and plotly keeps an
+        # array of two dimensions, but no list of lists.
+        "hovertext": _texts(picture).T,
+        "hoverinfo": "text",
         "cmin": low,
         "cmax": high,
         "colorscale": "RdBu_r" if scale.signed else "Viridis",
@@ -155,7 +156,7 @@ def _texts(picture: SurfacePicture) -> NDArray[Any]:
         if picture.error is not None and np.isfinite(picture.error[i]):
             said += f" ± {number(float(picture.error[i]), 2)}"
         found[i] = f"at {place}<br>{html.escape(picture.label)}:<br>{said}"
-    return found
+    return found.astype(str)
 
 
 def _curve(picture: SurfacePicture, scale: Scale) -> list[dict[str, Any]]:
@@ -241,11 +242,11 @@ def _layout(picture: SurfacePicture, scale: Scale, title: str | None) -> dict[st
             "zaxis": upright | grid,
             "aspectmode": "manual",
             "aspectratio": ratio,
-            "camera": {"eye": {"x": 0.9, "y": -1.5, "z": 0.9}},
+            "camera": {"eye": {"x": 1.0, "y": -1.65, "z": 1.0}, "center": {"z": -0.12}},
         },
     }
 
 
 def _nulls(values: Array) -> Any:
     """Lists with null where a value is not finite."""
-    return jsonable(np.asarray(values, float))
+    return np.where(np.isfinite(values), values.astype(object), np.array(None)).tolist()

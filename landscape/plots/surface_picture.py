@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from landscape.results import SURFACE_SCHEMA as SCHEMA
 from landscape.saved import require_schema
 
 Array = NDArray[np.float64]
-Quantity = Literal["loss", "accuracy", "loss_standard_error", "rise"]
+Quantity = Literal["loss", "accuracy", "loss_standard_error", "rise", "gradient_norm", "convexity"]
 STRETCH = 2.5  # ranges that differ by more are drawn on unequal scales
 IN_PLANE = 1e-6  # distances below this share of the way there are rounding
 
@@ -109,19 +109,14 @@ def collect(result: Mapping[str, Any], quantity: Quantity = "loss") -> SurfacePi
         InputError: the result is of another schema, has too many axes, or lacks the quantity.
     """
     require_schema(result, SCHEMA, "landscape surface --json FILE")
-    if quantity not in get_args(Quantity):
-        known = ", ".join(map(repr, get_args(Quantity)))
-        raise InputError(f"quantity is {quantity!r}: choose one of {known}")
-    if result.get(quantity, 0) is None:
-        raise InputError(
-            f"this surface has no {quantity}, for its problem has no classes: draw the loss"
-        )
+    _require(result, quantity)
     if len(result["axes"]) > 2:
         raise InputError(
             f"a surface with {len(result['axes'])} axes has no picture: measure it along one or two"
         )
     values, error, label = _values(result, quantity)
-    grid = [np.array(points, float) for points in result["grid"]]
+    on = result["curvature"] if quantity == "convexity" else result
+    grid = [np.array(points, float) for points in on["grid"]]
     lengths = [float(axis["length"]) for axis in result["axes"]]
     marked = _marked(result, lengths)
     found = SurfacePicture(
@@ -130,8 +125,8 @@ def collect(result: Mapping[str, Any], quantity: Quantity = "loss") -> SurfacePi
         error=error,
         label=label,
         model=_model(result, quantity),
-        signed=quantity == "rise",
-        may_be_log=quantity in ("loss", "loss_standard_error"),
+        signed=quantity in ("rise", "convexity"),
+        may_be_log=quantity in ("loss", "loss_standard_error", "gradient_norm"),
         axes=[axis_name(axis) for axis in result["axes"]],
         facts=[axis_fact(axis) for axis in result["axes"]],
         lengths=lengths,
@@ -182,6 +177,18 @@ def axis_fact(axis: Mapping[str, Any]) -> str:
     return ", ".join(facts)
 
 
+def _require(result: Mapping[str, Any], quantity: Quantity) -> None:
+    """Refuse a quantity that was not measured."""
+    missing = {
+        "accuracy": ("accuracy", "its problem has no classes"),
+        "gradient_norm": ("gradient_norm", "measure it with --gradient-norm"),
+        "convexity": ("curvature", "measure it with --curvature N"),
+    }
+    key, why = missing.get(quantity, ("loss", ""))
+    if result.get(key) is None:
+        raise InputError(f"this surface has no {quantity}: {why}, or draw another quantity")
+
+
 def loss_of(result: Mapping[str, Any]) -> str:
     """The loss of a surface, as its problem names it."""
     return str((result["provenance"].get("problem") or {}).get("loss", "loss"))
@@ -193,6 +200,16 @@ def _values(result: Mapping[str, Any], quantity: Quantity) -> tuple[Array, Array
     unit = f" ({unit})" if unit else ""
     if quantity == "accuracy":
         return 100 * np.array(result["accuracy"], float), None, "accuracy (%)"
+    if quantity == "gradient_norm":
+        return (
+            np.array(result["gradient_norm"], float),
+            None,
+            f"norm of the gradient{unit[:-1]} / parameter)" if unit else "norm of the gradient",
+        )
+    if quantity == "convexity":
+        ends = result["curvature"]
+        smallest, largest = (np.array(ends[key], float) for key in ("smallest", "largest"))
+        return smallest / largest, None, "λ min / λ max of the Hessian"
     loss, error = (np.array(result[key], float) for key in ("loss", "loss_standard_error"))
     if quantity == "loss_standard_error":
         return error, None, f"standard error of the {name}{unit}"
@@ -220,6 +237,11 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
         notes.append(f"batch norm: {STATISTICS.get(result['norm_stats'], result['norm_stats'])}")
     if result["normalisation"] is not None:
         notes.append(f"directions scaled by {result['normalisation']}")
+    filled = result.get("interpolation")
+    if filled is not None and filled["computed"] < filled["points"]:
+        share = 1 - filled["computed"] / filled["points"]
+        error = number(100 * filled["error"], 1)
+        notes.append(f"{100 * share:.0f} % of the points interpolated, to {error} % of the range")
     errors = result["checks"]["axis_curvature_relative_error"]
     if errors is None:
         notes.append("curvature along the axes not compared")

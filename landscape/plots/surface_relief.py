@@ -31,17 +31,18 @@ def draw_relief(picture: SurfacePicture, scale: Scale, title: str | None) -> "Fi
     from mpl_toolkits.mplot3d import Axes3D
 
     width = float(rcParams["figure.figsize"][0])
-    figure = Figure(figsize=(width, 0.84 * width), layout="none")  # type: ignore[arg-type]  # known to matplotlib
+    figure = Figure(figsize=(width, 0.8 * width))
+    figure.set_layout_engine("none")
     axes = Axes3D(figure, computed_zorder=False)
     figure.add_axes(axes)
-    axes.set_position((-0.02, 0.12, 0.98, 0.88))
+    axes.set_position((-0.02, 0.08, 0.98, 0.92))
     small = rcParams["legend.fontsize"]
     heights = scale.place(picture.values)
     x, y, fine = _refined(picture.grid[0], picture.grid[1], heights)
     low, high = scale.ends()
     floor = low - FLOOR * (high - low)
     style = {"cmap": colours(scale), "norm": normaliser(scale)}
-    if np.isfinite(heights).any():
+    if np.isfinite(heights).any() and scale.levels():
         axes.contour(
             *picture.grid,
             heights.T,
@@ -123,6 +124,17 @@ def _head(
         top -= room
     left, base, width, share = axes.get_position().bounds
     axes.set_position((left, base * bottom / height, width, share * bottom / height))
+    # A label that reaches beyond an edge moves everything away from it.
+    for _ in range(2):
+        figure.draw_without_rendering()
+        box = axes.get_tightbbox()
+        if box is None:
+            return
+        place, across, up = axes.get_position(), figure.bbox.width, figure.bbox.height
+        aside = max(0.0, -box.x0 / across) - max(0.0, box.x1 / across - 1)
+        axes.set_position(
+            (place.x0 + aside, place.y0 - min(0.0, box.y0 / up), place.width, place.height)
+        )
 
 
 def _draw_models(axes: "Axes3D", picture: SurfacePicture, floor: float) -> None:

@@ -64,7 +64,7 @@ class Scale(NamedTuple):
         >>> Scale("linear", 91.0, 99.7, 0.0, False).levels(5)
         [92.0, 94.0, 96.0, 98.0]
         >>> Scale("asinh", -0.2, 40.0, 0.04, True).levels(8)
-        [-0.1, 0.0, 0.1, 1.0, 10.0]
+        [-0.1, 0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
         """
         low, high = self.low, self.high
         if self.spacing == "linear":
@@ -91,10 +91,8 @@ def scale_of(values: Sequence[Array], asked: Asked, *, signed: bool, may_be_log:
         may_be_log: whether "auto" may be.
 
     Raises:
-        InputError: an unknown choice, or a logarithmic scale of values that are not positive.
+        InputError: a logarithmic scale was asked for of values that are not positive.
     """
-    if asked not in ("auto", "log", "linear"):
-        raise InputError(f"scale is {asked!r}: choose 'auto', 'log' or 'linear'")
     together = np.concatenate([array.ravel() for array in values])
     known = together[np.isfinite(together)]
     if not len(known):
@@ -139,7 +137,8 @@ def _linear(low: float, high: float, most: int) -> list[float]:
     from matplotlib.ticker import MaxNLocator
 
     found = MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low, high)
-    return [float(f"{x:.12g}") + 0.0 for x in found if low < x < high]
+    rounded = [float(f"{x:.12g}") + 0.0 for x in found]
+    return [x for x in rounded if low < x < high]
 
 
 def _powers(low: float, high: float, most: int) -> list[float]:
