@@ -141,7 +141,7 @@ CASES = {
     "unknown loss": surface(provenance={"problem": {"loss": "my_$loss_"}}),
     "untrusted": surface(failures=["along eigenvalue 2 something differs by 12 %"], norm_stats="batch"),
 }  # fmt: skip
-RELIEFS = ("trajectory", "holes", "nothing finite", "constant", "negative", "two points")
+ODD = ("holes", "line with holes", "nothing finite", "constant", "negative")
 every_case = pytest.mark.parametrize("case", CASES)
 
 
@@ -172,8 +172,9 @@ def test_every_case_is_drawn_without_a_warning(case: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         drawn(case)
-        surface_html(CASES[case], quantity="rise")
-        if case in RELIEFS:
+        if case in ODD:
+            surface_html(CASES[case], quantity="rise")
+        if case in ODD and len(CASES[case]["axes"]) == 2:
             plot_surface(CASES[case], kind="3d", title="A title_with $signs$")
 
 
@@ -321,14 +322,7 @@ def test_ranges_that_differ_too_much_are_drawn_square_and_said() -> None:
 
 @pytest.mark.parametrize(
     ("case", "kind"),
-    [
-        ("trajectory", "auto"),
-        ("models", "auto"),
-        ("line", "auto"),
-        ("untrusted", "auto"),
-        ("map", "3d"),
-        ("untrusted", "3d"),
-    ],
+    [("trajectory", "auto"), ("line", "auto"), ("untrusted", "auto"), ("untrusted", "3d")],
 )
 def test_figure_is_as_wide_as_asked_and_nothing_is_cut_off(
     case: str, kind: Any, tmp_path: Path
