@@ -151,6 +151,20 @@ class Evaluation:
             )
         return (mean.reshape(()) * count if count else mean.new_zeros(())), count
 
+    def gradient(self) -> tuple[Tensor, list[bool]]:
+        """Of the sum of all loss terms with respect to the leaves, (P,), and which of these it depends on."""
+        problem = self.problem
+        result = torch.zeros(problem.size, dtype=problem.dtype, device=problem.device)
+        used = [False] * len(problem.names)
+        for batch in self.batches():
+            total, _ = self.total(batch)
+            if not total.requires_grad:
+                continue
+            parts = torch.autograd.grad(total, self.leaves, allow_unused=True)
+            used = [u or p is not None for u, p in zip(used, parts, strict=True)]
+            result += problem.layout.flatten(parts, result)
+        return result, used
+
     def scalar(self, batch: Any) -> Tensor:
         """Sum of the loss terms of a batch, without their number, which may need the batch's values."""
         objective = self.problem.objective

@@ -166,9 +166,9 @@ class Objective:
         return torch.stack([part for part, _ in parts])
 
     def row_terms(self, output: Any, target: Any) -> Tensor:
-        """Number of loss terms of every row of a batch, shape (rows,), float64."""
+        """Number of loss terms of every row of a batch, shape (rows,), float64; of a loss of torch."""
         counts = [
-            self.total(take_rows(output, i, i + 1), take_rows(target, i, i + 1))[1]
+            self._count(take_rows(output, i, i + 1), take_rows(target, i, i + 1))
             for i in range(row_count(target, output))
         ]
         return torch.tensor(counts, dtype=torch.float64)

@@ -219,16 +219,7 @@ class Problem:
     def gradient(self) -> Tensor:
         """∇L(θ) over all the data, shape (P,)."""
         with self.evaluation() as run:
-            result = torch.zeros(self.size, dtype=self.dtype, device=self.device)
-            used = [False] * len(self.names)
-            for batch in run.batches():
-                total, _ = run.total(batch)
-                if not total.requires_grad:
-                    continue
-                parts = torch.autograd.grad(total, run.leaves, allow_unused=True)
-                used = [u or p is not None for u, p in zip(used, parts, strict=True)]
-                result += self.layout.flatten(parts, result)
-        self._used = used
+            result, self._used = run.gradient()
         if not bool(torch.isfinite(result).all()):
             raise UntrustedResult("the gradient is not finite at the model's current weights")
         return result / self.terms

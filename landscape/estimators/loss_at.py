@@ -173,11 +173,7 @@ class LossAt:
         with self.problem.evaluation() as run:
             for c in self._checked(coordinates):
                 self._move(run, c)
-                total = torch.zeros_like(self.directions[:, 0])
-                for batch in run.batches():
-                    loss, _ = run.total(batch)
-                    parts = torch.autograd.grad(loss, run.leaves, allow_unused=True)
-                    total += self.problem.layout.flatten(parts, total)
+                total, _ = run.gradient()
                 found.append(total.double().norm().cpu() / self.problem.terms)
                 run.place(run.values)
                 self.evaluations += 1
@@ -254,8 +250,8 @@ class LossAt:
         finally:
             run.place(run.values)
         units = torch.cat([units for units, _, _ in parts]).double().cpu()
-        hits = sum((hit for _, hit, _ in parts), torch.zeros(1))
-        return _Sums(units[None], hits.double().cpu(), sum(cases for *_, cases in parts))
+        hits = torch.stack([hit for _, hit, _ in parts]).sum(0).double().cpu()
+        return _Sums(units[None], hits, sum(cases for *_, cases in parts))
 
     def _move(self, run: Evaluation, c: Tensor) -> None:
         """Let weights, buffers and statistics be those of a point; `run.place(run.values)` ends it."""
