@@ -8,10 +8,10 @@ import typer
 
 from . import matrix_options as matrix
 from . import options, remarks
+from .held_out import HeldOut, read_held_out
 from .options import OUTPUT
-from .output import console, deliver, one_line, require_outputs
-from .parsing import parse_arguments, parse_norm_stats
-from .prune import read_held_out, require_no_products
+from .output import console, deliver, require_outputs
+from .parsing import parse_norm_stats
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,15 +68,7 @@ def connect(
             rich_help_panel=PATH,
         ),
     ] = 0.01,
-    held_out: Annotated[
-        str | None,
-        typer.Option(
-            "--held-out",
-            metavar="DATA|none",
-            help="Data to judge by, as for --data. [default: the test part of an embedded data set]",
-            rich_help_panel=PATH,
-        ),
-    ] = None,
+    held_out: HeldOut = None,
     vectors: Annotated[
         Path | None,
         typer.Option(
@@ -115,31 +107,23 @@ def connect(
         landscape connect a.pt b.pt
     """
     from landscape.analyses.connectivity import connectivity
-    from landscape.loading.model import open_model
     from landscape.plots.writing import require_ending
 
     from .progress import phases
 
-    require_no_products(about, "connecting models")
+    about.require_no_products("connecting models")
     figure = output or about.model.with_name(f"{about.model.stem}.connectivity.pdf")
     require_ending(figure)
     written = require_outputs(about.model, figure, vectors, middle, json_file)
     require_outputs(other, *written)
     messages = console(stderr=True)
     problem = about.load(messages)
-    ending = open_model(
-        other,
-        model=about.factory,
-        model_args=parse_arguments(about.factory_arguments),
-        weights=about.weights,
-        trust_pickle=about.trust_pickle,
-        say=lambda sentence: messages.print(one_line(sentence), style="dim", markup=False),
-    )
+    ending = about.open(other, messages)
     unseen = read_held_out(held_out, problem, about, messages)
     with phases(messages, unit="steps") as progress:
         result = connectivity(
             problem,
-            ending.module,
+            ending,
             path,  # type: ignore[arg-type]
             points=points,
             bends=bends,

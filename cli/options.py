@@ -25,6 +25,7 @@ from .parsing import (
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import nn
 
     from landscape.operators.products.plan import Execution
     from landscape.problem import Problem
@@ -297,6 +298,36 @@ class ModelOptions:
             "products": parse_products(self.products),
             "compile": self.compile,
         }
+
+    def require_no_products(self, work: str) -> None:
+        """Refuse options about products with a matrix: this work makes none."""
+        given = {
+            "--engine": self.engine != "auto",
+            "--memory": self.memory != "auto",
+            "--products": self.products is not None,
+            "--compile": self.compile,
+            "--plan": self.plan is not None,
+        }
+        named = [name for name, there in given.items() if there]
+        if named:
+            raise InputError(
+                f"{named[0]} is about products with a matrix, and {work} makes none: leave it out"
+            )
+
+    def open(self, path: Path, messages: "Console") -> "nn.Module":
+        """Another model of the same kind, opened as the first is."""
+        from landscape.loading.model import open_model
+
+        return open_model(
+            path,
+            model=self.factory,
+            model_args=parse_arguments(self.factory_arguments),
+            weights=self.weights,
+            trust_pickle=self.trust_pickle,
+            say=lambda sentence: messages.print(
+                one_line(sentence), style="dim", markup=False, soft_wrap=True
+            ),
+        ).module
 
     def load(self, messages: "Console") -> "Problem":
         """The problem that was named; choices made for the user go to `messages`."""

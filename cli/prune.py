@@ -9,6 +9,7 @@ from landscape.errors import InputError
 
 from . import matrix_options as matrix
 from . import options
+from .held_out import HeldOut, read_held_out
 from .options import OUTPUT
 from .output import console, deliver, require_outputs
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from landscape.analyses.pruning import Pruning
     from landscape.analyses.quality import Quality
-    from landscape.problem import Problem
 
 PRUNING = "Pruning"
 
@@ -107,15 +107,7 @@ def prune(
         float,
         typer.Option("--damping", help="λ of F = λI + GᵀG/m.", rich_help_panel=PRUNING),
     ] = 1e-5,
-    held_out: Annotated[
-        str | None,
-        typer.Option(
-            "--held-out",
-            metavar="DATA|none",
-            help="Data to judge by, as for --data. [default: the test part of an embedded data set]",
-            rich_help_panel=PRUNING,
-        ),
-    ] = None,
+    held_out: HeldOut = None,
     epochs: Annotated[
         int,
         typer.Option(
@@ -172,7 +164,7 @@ def prune(
 
     from .progress import phases
 
-    require_no_products(about)
+    about.require_no_products("pruning")
     shares, neighbours = parse_sparsity(sparsity), parse_pattern(pattern)
     if shares is None and neighbours is None:
         raise InputError("say how much is to go: --sparsity 0.9, or --pattern 2:4")
@@ -221,22 +213,6 @@ def prune(
     )
 
 
-def require_no_products(about: options.ModelOptions, work: str = "pruning") -> None:
-    """Refuse options about products with a matrix: this work makes none."""
-    given = {
-        "--engine": about.engine != "auto",
-        "--memory": about.memory != "auto",
-        "--products": about.products is not None,
-        "--compile": about.compile,
-        "--plan": about.plan is not None,
-    }
-    named = [name for name, there in given.items() if there]
-    if named:
-        raise InputError(
-            f"{named[0]} is about products with a matrix, and {work} makes none: leave it out"
-        )
-
-
 def parse_sparsity(text: str | None) -> list[float] | None:
     """The shares of `--sparsity`.
 
@@ -265,26 +241,6 @@ def parse_pattern(text: str | None) -> tuple[int, int] | None:
     if not (keep.isdecimal() and among.isdecimal()):
         raise InputError(f"--pattern {text!r} is none: write how many of how many stay, as 2:4")
     return int(keep), int(among)
-
-
-def read_held_out(
-    name: str | None, problem: "Problem", about: options.ModelOptions, messages: "Console"
-) -> Any:
-    """The data to judge by: those named, or the test part of an embedded data set."""
-    if name == "none":
-        return None
-    if name is None:
-        used = str(problem.origin["data"])
-        data, _, part = used.partition(":")
-        if part != "train":
-            messages.print(
-                "no held-out data: judged by the training data alone (--held-out names some)",
-                style="dim",
-            )
-            return None
-        name = f"{data}:test"
-        messages.print(f"held-out data: {name}", style="dim", markup=False)
-    return about.read(name, messages)
 
 
 def _show(screen: "Console", result: "Pruning", model: Path) -> None:

@@ -1,6 +1,5 @@
 """`landscape surface`: the loss on a grid of directions through a trained model's weights."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -301,7 +300,7 @@ def _axes(
             raise InputError("--axes optimizer needs --optimizer FILE, the state of an Adam")
         found = made.optimizer_axes(problem, read_optimizer(optimizer))
     elif name in ("trajectory", "models"):
-        others = [replace(about, model=path).load(messages).model for path in checkpoints]
+        others = [about.open(path, messages) for path in checkpoints]
         of = made.trajectory_axes if name == "trajectory" else made.model_axes
         found = of(problem, others, names=names)
     elif Path(name).exists():

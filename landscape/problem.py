@@ -145,6 +145,12 @@ class Problem:
         parameters = dict(self.model.named_parameters())
         return [parameters[name] for name in self.names]
 
+    def weights(self, dtype: torch.dtype | None = None) -> Tensor:
+        """θ, the selected parameters as they are now, (P,), in a dtype (default: the problem's)."""
+        own = [torch.view_as_real(p) if p.is_complex() else p for p in self.selected()]
+        like = torch.empty(0, device=self.device, dtype=dtype or self.dtype)
+        return self.layout.flatten([p.detach().to(like) for p in own], like)
+
     @property
     def size(self) -> int:
         """Number of selected parameters P."""

@@ -6,7 +6,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -58,6 +58,12 @@ class Cost:
             max(self.peak_bytes, other.peak_bytes),
             ", ".join(dict.fromkeys(e for e in (self.engine, other.engine) if e)) or None,
         )
+
+
+def cost_of_time(problem: "Problem", seconds: float, *, products: int = 0) -> Cost:
+    """The cost of work that is more than products: its gradient equivalents are those of the whole time."""
+    share = seconds / problem.gradient_seconds()
+    return Cost(products, share, seconds, peak_bytes(problem.device.type))
 
 
 class Meter:
@@ -187,6 +193,16 @@ def jsonable(value: Any) -> Any:
 
 def to_json(result: dict[str, Any]) -> str:
     return json.dumps(jsonable(result), allow_nan=False, indent=1)
+
+
+def write_tensors(state: Mapping[str, Any], path: str | Path) -> None:
+    """Write the tensors of a state dict as safetensors, to be loaded like any weights."""
+    from safetensors.torch import save_file
+    from torch import Tensor
+
+    tensors = {k: v.contiguous() for k, v in state.items() if isinstance(v, Tensor)}
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 @contextmanager

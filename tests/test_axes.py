@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import landscape as ls
 from landscape.analyses.axes import given_axes, scaled
-from landscape.analyses.normalisation import Normalisation, normalised, weights_of
+from landscape.analyses.normalisation import Normalisation, normalised
 
 
 def small_net(seed: int = 0) -> nn.Module:
@@ -164,7 +164,7 @@ def test_trajectory_axes_are_principal_directions_and_tell_the_distance_from_the
     problem = problem_of(model)
     states = path_of(model, 6)
     found = ls.trajectory_axes(problem, states)
-    own = weights_of(problem)
+    own = problem.weights()
     names = [name for name, _ in model.named_parameters()]
     offsets = torch.stack([torch.cat([s[n].reshape(-1) for n in names]) - own for s in states])
     _, S, Vh = torch.linalg.svd(offsets, full_matrices=False)

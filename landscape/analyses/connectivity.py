@@ -18,9 +18,15 @@ from landscape.analyses.other_model import difference
 from landscape.batches import as_batches
 from landscape.errors import InputError
 from landscape.estimators.loss_at import NORM_STATS, LossAt, Losses, NormStats
-from landscape.memory import peak_bytes
 from landscape.problem import Problem
-from landscape.results import CONNECTIVITY_SCHEMA, Cost, atomic, provenance
+from landscape.results import (
+    CONNECTIVITY_SCHEMA,
+    Cost,
+    atomic,
+    cost_of_time,
+    provenance,
+    write_tensors,
+)
 from landscape.saved import NOT_SAVED, Result
 
 if TYPE_CHECKING:
@@ -115,11 +121,7 @@ class Connectivity(Result, schema=CONNECTIVITY_SCHEMA):
 
     def save_weights(self, path: str | Path, t: float = 0.5) -> None:
         """Write `state(t)` as safetensors, to be loaded like any weights."""
-        from safetensors.torch import save_file
-
-        state = {name: value.contiguous() for name, value in self.state(t).items()}
-        with atomic(path) as temporary:
-            save_file(state, temporary, metadata={"format": "pt"})
+        write_tensors(self.state(t), path)
 
     def save_vectors(self, path: str | Path) -> None:
         """Write bends and end of the path, less its beginning, as vectors (P, bends + 1), for `read_vectors`."""
@@ -252,9 +254,7 @@ def connectivity(
         trained=trained,
         notes=notes,
         failures=_failures(measured, t),
-        cost=Cost(
-            0, seconds / problem.gradient_seconds(), seconds, peak_bytes(problem.device.type)
-        ),
+        cost=cost_of_time(problem, seconds),
         provenance=provenance(problem, seed=seed, command=command) | {"arguments": arguments},
         curve=curves[-1],
     )

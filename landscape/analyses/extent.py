@@ -5,7 +5,6 @@ import math
 import torch
 
 from landscape.analyses.axes import Axes
-from landscape.analyses.normalisation import weights_of
 from landscape.errors import InputError
 from landscape.estimators.loss_at import LossAt
 
@@ -34,7 +33,7 @@ def suggested_extents(loss_at: LossAt, axes: Axes) -> tuple[list[Extent], list[s
         low, high = places.amin(0).clamp(max=0), places.amax(0).clamp(min=0)
         room = MARGIN * (high - low).clamp(min=MARGIN * float((high - low).max()))
         return list(zip((low - room).tolist(), (high + room).tolist(), strict=True)), []
-    size = float(weights_of(loss_at.problem).double().norm())
+    size = float(loss_at.problem.weights(torch.float64).norm())
     found: list[Extent] = []
     notes = []
     for i, axis in enumerate(axes.axes):

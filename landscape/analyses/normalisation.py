@@ -51,7 +51,7 @@ def normalised(
     ):
         if value not in choices:
             raise InputError(f"{name} is {value!r}: choose {', '.join(map(repr, choices))}")
-    weights = weights_of(problem)
+    weights = problem.weights()
     parts = []
     for d, w in zip(problem.layout.split(direction), problem.layout.split(weights), strict=True):
         if d.ndim > 1 or vectors == "scale":
@@ -62,13 +62,6 @@ def normalised(
     if by == "model":
         found = _to_norm(found, weights)
     return found
-
-
-def weights_of(problem: Problem) -> Tensor:
-    """θ, the selected parameters of the problem's model as they are now, (P,)."""
-    own = [torch.view_as_real(p) if p.is_complex() else p for p in problem.selected()]
-    like = torch.empty(0, device=problem.device, dtype=problem.dtype)
-    return problem.layout.flatten([p.detach().to(like) for p in own], like)
 
 
 def _scaled(d: Tensor, w: Tensor, by: Normalisation) -> Tensor:

@@ -40,10 +40,8 @@ def _from_vector(problem: Problem, vector: Tensor) -> Tensor:
             f"the other model is a tensor of shape {tuple(vector.shape)}: expected ({problem.size},), its "
             "selected parameters in order"
         )
-    own = [torch.view_as_real(p) if p.is_complex() else p for p in problem.selected()]
-    like = torch.empty(0, dtype=torch.float64, device=problem.device)
-    flat = problem.layout.flatten([p.detach().to(like) for p in own], like)
-    return vector.detach().to(like) - flat
+    own = problem.weights(torch.float64)
+    return vector.detach().to(own) - own
 
 
 def _from_state(problem: Problem, state: Mapping[str, Any]) -> dict[str, Tensor]:

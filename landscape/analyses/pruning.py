@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,10 @@ from landscape.analyses.pruning_steps import Method, Plan, Schedule, Step, climb
 from landscape.analyses.quality import Quality, quality
 from landscape.batches import as_batches
 from landscape.errors import InputError
-from landscape.memory import peak_bytes
 from landscape.operators.inverse_fisher import DEFAULT_COUNT
 from landscape.operators.sample_gradients import Per
 from landscape.problem import Problem
-from landscape.results import PRUNING_SCHEMA, Cost, atomic, provenance
+from landscape.results import PRUNING_SCHEMA, Cost, cost_of_time, provenance, write_tensors
 from landscape.saved import NOT_SAVED, Result
 from landscape.undisturbed import preserved_randomness
 
@@ -101,11 +100,11 @@ class Pruning(Result, schema=PRUNING_SCHEMA):
 
     def save_weights(self, path: str | Path) -> None:
         """Write the state dict of the pruned model as safetensors, to be loaded like any weights."""
-        _write_tensors(self._kept(self.state), path)
+        write_tensors(self._kept(self.state), path)
 
     def save_masks(self, path: str | Path) -> None:
         """Write the masks by the names of their parameters, bool, True where a weight is kept, as safetensors."""
-        _write_tensors(self._kept(self.masks), path)
+        write_tensors(self._kept(self.masks), path)
 
     def _kept(self, tensors: dict[str, Any] | None) -> dict[str, Any]:
         if tensors is None:
@@ -287,9 +286,7 @@ def prune(
         magnitude_steps=rest,
         layers=counts,
         failures=failures,
-        cost=Cost(
-            0, seconds / problem.gradient_seconds(), seconds, peak_bytes(problem.device.type)
-        ),
+        cost=cost_of_time(problem, seconds),
         provenance=provenance(problem, seed=seed, command=command) | {"arguments": arguments},
         masks=kept,
         state=_state(own.model),
@@ -306,11 +303,3 @@ def _state(model: nn.Module) -> dict[str, Any]:
     """A state dict, each tensor with memory of its own."""
     state = model.state_dict().items()
     return {k: v.detach().cpu().clone() if isinstance(v, Tensor) else v for k, v in state}
-
-
-def _write_tensors(state: Mapping[str, Any], path: str | Path) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {k: v.contiguous() for k, v in state.items() if isinstance(v, Tensor)}
-    with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})

@@ -31,11 +31,10 @@ from landscape.batches import digest
 from landscape.checkpoint import Stage, stages
 from landscape.errors import InputError
 from landscape.estimators.loss_at import NORM_STATS, LossAt, NormStats
-from landscape.memory import peak_bytes
 from landscape.operators.hessian import Hessian
 from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
-from landscape.results import SURFACE_SCHEMA, Cost, atomic, provenance
+from landscape.results import SURFACE_SCHEMA, Cost, atomic, cost_of_time, provenance
 from landscape.saved import NOT_SAVED, Result
 
 if TYPE_CHECKING:
@@ -240,9 +239,8 @@ def surface(
     checks = checks_of(problem, chosen, loss_at, extents, center, check=check)
     seconds = time.perf_counter() - start
     seconds += 0 if evaluating.earlier is None else evaluating.earlier.seconds
-    share = seconds / problem.gradient_seconds()
     products = 0 if bends is None else bends.products
-    cost = Cost(products, share, seconds, peak_bytes(problem.device.type))
+    cost = cost_of_time(problem, seconds, products=products)
 
     def shaped(values: Tensor) -> Array:
         array = values.reshape(counts).cpu().numpy()
