@@ -6,81 +6,28 @@ examples is then wrong. An `Objective` gives, for one batch, the *sum* of the lo
 *number*, so that sums over batches divided by numbers over batches equal the loss of the whole data set.
 """
 
-import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from landscape.batches import first_shape, row_count, take_rows
 from landscape.errors import InputError
-
-Loss = Callable[..., Any]
-Likelihood = Literal["categorical", "log-categorical", "gaussian", "bernoulli"]
-
-
-def token_cross_entropy(output: Tensor, target: Tensor, **options: Any) -> Tensor:
-    """Cross-entropy of logits (batch, …, classes), classes last, against class indices (batch, …).
-
-    Takes the options of `torch.nn.functional.cross_entropy`.
-    """
-    if target.is_floating_point():
-        target = target.movedim(-1, 1)
-    return F.cross_entropy(output.movedim(-1, 1), target, **options)
-
-
-LOSS_NAMES: dict[str, Loss] = {
-    "cross_entropy": F.cross_entropy,
-    "token_cross_entropy": token_cross_entropy,
-    "nll": F.nll_loss,
-    "mse": F.mse_loss,
-    "l1": F.l1_loss,
-    "huber": F.huber_loss,
-    "bce_with_logits": F.binary_cross_entropy_with_logits,
-    "bce": F.binary_cross_entropy,
-}
-
-# What the mean of each loss of torch.nn divides by.
-_CLASSES = (F.cross_entropy, F.nll_loss, token_cross_entropy)
-_ELEMENTS = (
-    F.mse_loss,
-    F.l1_loss,
-    F.smooth_l1_loss,
-    F.huber_loss,
-    F.binary_cross_entropy,
-    F.binary_cross_entropy_with_logits,
-    F.poisson_nll_loss,
-    F.soft_margin_loss,
-    F.kl_div,
+from landscape.losses import (
+    CLASSES,
+    ELEMENTS,
+    LIKELIHOODS,
+    LOSS_NAMES,
+    PLAIN,
+    ROWS,
+    Likelihood,
+    Loss,
+    describe,
+    recognise,
+    token_cross_entropy,
 )
-_PLAIN = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
-_ROWS = (F.multi_margin_loss, F.multilabel_margin_loss, F.multilabel_soft_margin_loss)
-_MODULES: dict[type[nn.Module], Loss] = {
-    nn.CrossEntropyLoss: F.cross_entropy,
-    nn.NLLLoss: F.nll_loss,
-    nn.MSELoss: F.mse_loss,
-    nn.L1Loss: F.l1_loss,
-    nn.SmoothL1Loss: F.smooth_l1_loss,
-    nn.HuberLoss: F.huber_loss,
-    nn.BCELoss: F.binary_cross_entropy,
-    nn.BCEWithLogitsLoss: F.binary_cross_entropy_with_logits,
-    nn.PoissonNLLLoss: F.poisson_nll_loss,
-    nn.SoftMarginLoss: F.soft_margin_loss,
-    nn.KLDivLoss: F.kl_div,
-    nn.MultiMarginLoss: F.multi_margin_loss,
-    nn.MultiLabelMarginLoss: F.multilabel_margin_loss,
-    nn.MultiLabelSoftMarginLoss: F.multilabel_soft_margin_loss,
-}
-_LIKELIHOODS: dict[Loss, Likelihood] = {
-    F.cross_entropy: "categorical",
-    token_cross_entropy: "categorical",
-    F.nll_loss: "log-categorical",
-    F.mse_loss: "gaussian",
-    F.binary_cross_entropy_with_logits: "bernoulli",
-}
 
 
 class Objective:
@@ -109,12 +56,12 @@ class Objective:
             )
         self.loss = loss
         self.terms = terms
-        self.function, self.options = _recognise(loss)
+        self.function, self.options = recognise(loss)
         # What a user's scalar loss turned out to be, and the shape of a row it was seen on.
         self.scalar: Literal["mean", "sum"] | None = None
         self._undecided = False
         self._row_shape: torch.Size | None = None
-        self.name = _describe(loss)
+        self.name = describe(loss)
 
     @property
     def recognised(self) -> bool:
@@ -123,7 +70,7 @@ class Objective:
     @property
     def likelihood(self) -> Likelihood | None:
         """The distribution of targets whose negative logarithm the loss is, if it is known."""
-        return _LIKELIHOODS.get(self.function) if self.function else None
+        return LIKELIHOODS.get(self.function) if self.function else None
 
     @property
     def class_dim(self) -> int:
@@ -289,14 +236,14 @@ class Objective:
                 f"{type(output).__name__}{keys} and the target is {type(target).__name__}: pass a loss "
                 "(output, target) that picks what it compares"
             )
-        if self.function in _CLASSES:
+        if self.function in CLASSES:
             _check_classes(self, output, target)
-        elif self.function in _ELEMENTS and output.shape != target.shape:
+        elif self.function in ELEMENTS and output.shape != target.shape:
             raise InputError(
                 f"{self.name} compares element by element, but the output has shape "
                 f"{tuple(output.shape)} and the target {tuple(target.shape)}: reshape one of them"
             )
-        elif self.function in _ELEMENTS and not target.is_floating_point():
+        elif self.function in ELEMENTS and not target.is_floating_point():
             raise InputError(
                 f"{self.name} needs floating-point targets, not {target.dtype}: call .float()"
             )
@@ -320,12 +267,12 @@ class Objective:
         return value
 
     def _count(self, output: Tensor, target: Tensor) -> float:
-        if self.function in _CLASSES:
+        if self.function in CLASSES:
             exact = torch.empty(0, dtype=torch.float64)
             count = float(self.term_weights(target.cpu(), exact).sum())
-        elif self.function in _ROWS or self.options.get("reduction") == "batchmean":
+        elif self.function in ROWS or self.options.get("reduction") == "batchmean":
             count = float(output.shape[0])
-        elif self.function in _PLAIN and self.options.get("weight") is not None:
+        elif self.function in PLAIN and self.options.get("weight") is not None:
             count = float(self.options["weight"].double().expand(output.shape).sum())
         else:
             count = float(output.numel())
@@ -333,57 +280,6 @@ class Objective:
 
     def _count_or(self, output: Any, target: Any, count: float) -> float:
         return float(self.terms(output, target)) if self.terms is not None else float(count)
-
-
-def _recognise(loss: Loss) -> tuple[Loss | None, dict[str, Any]]:
-    """The functional form of a loss of torch and its options; (None, {}) for any other callable."""
-    if isinstance(loss, functools.partial) and not loss.args:
-        function, options = _recognise(loss.func)
-        options = {**options, **loss.keywords}
-        # Torch's old arguments override `reduction`.
-        if function is None or {"size_average", "reduce"} & set(options):
-            return None, {}
-        return function, options
-    if isinstance(loss, nn.Module):
-        function = _MODULES.get(type(loss))
-        return (function, _module_options(loss)) if function else (None, {})
-    known = {*_CLASSES, *_ELEMENTS, *_ROWS}
-    return (loss, {}) if loss in known else (None, {})
-
-
-def _module_options(module: nn.Module) -> dict[str, Any]:
-    """The keyword arguments with which a loss module calls its functional form."""
-    names = [
-        "weight",
-        "pos_weight",
-        "ignore_index",
-        "reduction",
-        "label_smoothing",
-        "beta",
-        "delta",
-        "log_input",
-        "full",
-        "eps",
-        "log_target",
-        "p",
-        "margin",
-    ]
-    found = {name: getattr(module, name) for name in names if hasattr(module, name)}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _describe(loss: Loss) -> str:
-    """The loss as a call: its name and the options that differ from the defaults."""
-    function, options = _recognise(loss)
-    if function is None:
-        return getattr(loss, "__name__", type(loss).__name__)
-    defaults = inspect.signature(function).parameters
-    listed = [
-        f"{key}={'tensor' if isinstance(value, Tensor) else value}"
-        for key, value in options.items()
-        if key not in defaults or value is not defaults[key].default
-    ]
-    return f"{function.__name__}({', '.join(listed)})" if listed else function.__name__
 
 
 def _check_classes(objective: Objective, output: Tensor, target: Tensor) -> None:

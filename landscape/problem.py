@@ -16,7 +16,8 @@ from landscape import batches
 from landscape.errors import InputError, UntrustedResult
 from landscape.evaluation import SEED, Evaluation, evaluation
 from landscape.handling import NormStats, keeps_statistics, unwrapped
-from landscape.objective import Loss, Objective
+from landscape.losses import Loss
+from landscape.objective import Objective
 from landscape.parameters import Layout, select
 from landscape.substitutes import Functions, Notice
 from landscape.undisturbed import preserved_randomness

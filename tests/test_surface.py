@@ -163,6 +163,7 @@ def test_the_range_takes_in_the_models_in_the_plane() -> None:
     for marker in found.markers:
         for value, points in zip(marker.coordinates, found.grid, strict=True):
             assert points[0] < value < points[-1]
+    assert "running statistics are the first model's everywhere" in found.notes[-1]
     line = ls.surface(problem, ls.model_axes(problem, others[:1]), points=7, extent=[(0.0, 1.0)])
     assert line.loss[-1] == pytest.approx(  # the other's weights, with this model's statistics
         ls.surface(problem, axes, points=(2, 2), extent=[(0, 1), (-1, 0)], check=False).loss[1, 1]

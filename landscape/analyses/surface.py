@@ -215,6 +215,11 @@ def surface(
     counts = _counts(points, len(chosen.axes))
     loss_at = LossAt(problem, chosen.directions, norm_stats=stats)
     extents, notes = _extents(loss_at, chosen, extent)
+    if chosen.kind == "models" and stats == "running" and problem.has_statistics():
+        notes = [
+            *notes,
+            "running statistics are the first model's everywhere: --reestimate fits them",
+        ]
     grid = [np.linspace(*ends, count) for ends, count in zip(extents, counts, strict=True)]
     report = None if progress is None else partial(progress, "points")
     evaluating = stage("points")

@@ -9,15 +9,15 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.evaluation import Evaluation
-from landscape.handling import keeps_statistics
 from landscape.memory import is_out_of_memory
 from landscape.problem import Problem
+from landscape.reestimation import reestimate, running_statistics
 from landscape.results import Measured
-from landscape.slots import buffer_places, slots
+from landscape.slots import buffer_places
 
 NormStats = Literal["running", "batch", "reestimated"]
 NORM_STATS: tuple[NormStats, ...] = ("running", "batch", "reestimated")
@@ -110,7 +110,7 @@ class LossAt:
         self.problem.norm_stats = "batch" if self.norm_stats == "batch" else "running"
         self.directions = directions.to(problem.device, problem.dtype)
         self.evaluations = 0
-        self._statistics = _statistics(problem) if self.norm_stats == "reestimated" else []
+        self._statistics = running_statistics(problem) if self.norm_stats == "reestimated" else []
         self._statistics_of = problem if statistics_of is None else statistics_of
         self._buffers = buffer_places(problem, buffers or {})
         self.at_once = 1 if self._buffers else at_once
@@ -257,8 +257,7 @@ class LossAt:
         """Let weights, buffers and statistics be those of a point; `run.place(run.values)` ends it."""
         run.move(self.directions @ c, [(place, step @ c) for place, step in self._buffers])
         if self._statistics:
-            with torch.no_grad():
-                self._reestimate(run)
+            reestimate(run, self._statistics, self._statistics_of.batches())
 
     def _together(self, run: Evaluation, c: Tensor, batches: list[Any] | None = None) -> _Sums:
         """Sums at several points by `torch.vmap` over the selected parameters."""
@@ -324,41 +323,6 @@ class LossAt:
                 best, seconds = count, each / count
         return best
 
-    def _reestimate(self, run: Evaluation) -> None:
-        """Put the statistics of the data at this point in the place of the running ones."""
-        sums: dict[nn.Module, tuple[Tensor, Tensor, int]] = {}
-
-        def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].detach()
-            if x.numel() == x.shape[1]:
-                return  # one value of each: torch refuses
-            others = [dim for dim in range(x.ndim) if dim != 1]
-            variance, mean = torch.var_mean(x, dim=others)
-            a, b, rows = sums.get(module, (torch.zeros_like(mean), torch.zeros_like(mean), 0))
-            sums[module] = a + len(x) * mean, b + len(x) * variance, rows + len(x)
-
-        modules = list(dict.fromkeys(module for module, *_ in self._statistics))
-        hooks = [module.register_forward_pre_hook(watch) for module in modules]
-        try:
-            for module in modules:
-                module.training, module.track_running_stats = True, False  # type: ignore[assignment]
-            for batch in self._statistics_of.batches():
-                run.total(batch)
-        except ValueError as error:  # torch refuses a batch of one value
-            raise InputError(
-                f"running statistics cannot be estimated on these batches ({error}): make them larger"
-            ) from error
-        finally:
-            for module, hook in zip(modules, hooks, strict=True):
-                module.training, module.track_running_stats = False, True  # type: ignore[assignment]
-                hook.remove()
-        values = list(run.placed)
-        for module, which, place in self._statistics:
-            if module in sums:
-                *both, rows = sums[module]
-                values[place] = both[which] / rows
-        run.place(values)
-
 
 def _timed(work: Callable[[], _Sums]) -> tuple[_Sums, float]:
     """What some work gives, and the median of three times after a warm-up."""
@@ -368,22 +332,3 @@ def _timed(work: Callable[[], _Sums]) -> tuple[_Sums, float]:
         found = work()  # ends on the CPU
         times.append(time.perf_counter() - start)
     return found, statistics.median(times)
-
-
-def _statistics(problem: Problem) -> list[tuple[nn.Module, int, int]]:
-    """Modules with running statistics: which of mean (0) and variance (1), and their place among values.
-
-    Raises:
-        InputError: some are of a kind that cannot be estimated anew.
-    """
-    found: list[tuple[nn.Module, int, int]] = []
-    for module, name, place in slots(problem).buffers:
-        if name not in ("running_mean", "running_var") or not keeps_statistics(module):
-            continue
-        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise InputError(
-                f"the running statistics of {type(module).__name__} cannot be estimated anew: choose "
-                "norm_stats='running' or 'batch'"
-            )
-        found.append((module, int(name == "running_var"), place))
-    return found

@@ -19,7 +19,7 @@ from landscape.loading.names import import_callable
 from landscape.loading.program import Program
 from landscape.loading.remarks import remarks
 from landscape.loading.subset import take
-from landscape.objective import Loss
+from landscape.losses import Loss
 from landscape.problem import Problem
 from landscape.undisturbed import NormStats
 

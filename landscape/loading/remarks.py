@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from landscape.objective import token_cross_entropy
+from landscape.losses import token_cross_entropy
 from landscape.problem import Problem
 
 _OF_LOGITS = (F.cross_entropy, token_cross_entropy, F.binary_cross_entropy_with_logits)

@@ -20,11 +20,11 @@ from landscape.plots.style import (
 from landscape.plots.surface_map import (
     BAR,
     HATCH,
-    STAR,
     Map,
     draw_bar,
     draw_distances,
     draw_map,
+    draw_star,
     label_levels,
 )
 from landscape.plots.surface_picture import Quantity, SurfacePicture, collect
@@ -343,16 +343,5 @@ def _draw_models(axes: "Axes", picture: SurfacePicture) -> list["Artist"]:
             parse_math=False,
         )
     if picture.centred():
-        handles += axes.plot(
-            0,
-            np.interp(0, x, y),
-            linestyle="none",
-            marker="*",
-            markersize=STAR,
-            markerfacecolor="#F0E442",
-            markeredgecolor=BLACK,
-            markeredgewidth=0.5,
-            label=picture.model,
-            zorder=5,
-        )
+        handles += draw_star(axes, float(np.interp(0, x, y)), picture)
     return handles

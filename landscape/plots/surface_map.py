@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Normalize
     from matplotlib.contour import ContourSet
+    from matplotlib.lines import Line2D
     from matplotlib.patheffects import AbstractPathEffect
 
 Array = NDArray[np.float64]
@@ -177,19 +178,24 @@ def draw_models(axes: "Axes", picture: SurfacePicture) -> list["Artist"]:
         for one in _to_name(inside, picture):
             _name(axes, one, picture)
     if picture.centred():
-        handles += axes.plot(
-            0,
-            0,
-            linestyle="none",
-            marker="*",
-            markersize=STAR,
-            markerfacecolor="#F0E442",
-            markeredgecolor=BLACK,
-            markeredgewidth=0.5,
-            label=picture.model,
-            zorder=5,
-        )
+        handles += draw_star(axes, 0.0, picture)
     return handles
+
+
+def draw_star(axes: "Axes", height: float, picture: SurfacePicture) -> "list[Line2D]":
+    """Mark the model, where the first coordinate is 0."""
+    return axes.plot(
+        0,
+        height,
+        linestyle="none",
+        marker="*",
+        markersize=STAR,
+        markerfacecolor="#F0E442",
+        markeredgecolor=BLACK,
+        markeredgewidth=0.5,
+        label=picture.model,
+        zorder=5,
+    )
 
 
 def _to_name(models: list[Marked], picture: SurfacePicture) -> list[Marked]:
