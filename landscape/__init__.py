@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from landscape.analyses.pruning import prune as prune
     from landscape.analyses.sampling import Sampling as Sampling
     from landscape.analyses.sampling import sampling_error as sampling_error
+    from landscape.analyses.sharpness.battery import Sharpness as Sharpness
+    from landscape.analyses.sharpness.battery import sharpness as sharpness
     from landscape.analyses.spectrum import Spectrum as Spectrum
     from landscape.analyses.spectrum import spectrum as spectrum
     from landscape.analyses.trace import Trace as Trace
@@ -68,6 +70,8 @@ _HOMES = {
     "prune": "analyses.pruning",
     "Sampling": "analyses.sampling",
     "sampling_error": "analyses.sampling",
+    "Sharpness": "analyses.sharpness.battery",
+    "sharpness": "analyses.sharpness.battery",
     "Spectrum": "analyses.spectrum",
     "spectrum": "analyses.spectrum",
     "Trace": "analyses.trace",
@@ -119,6 +123,7 @@ __all__ = [
     "Problem",
     "Pruning",
     "Sampling",
+    "Sharpness",
     "Solution",
     "Spectrum",
     "Trace",
@@ -139,6 +144,7 @@ __all__ = [
     "prune",
     "sampling_error",
     "save_problem",
+    "sharpness",
     "solve",
     "spectral_density",
     "spectrum",

@@ -27,6 +27,7 @@ EIGEN_SCHEMA = "landscape/eigen/1"
 TRACE_SCHEMA = "landscape/trace/1"
 INFLUENCE_SCHEMA = "landscape/influence/1"
 PRUNING_SCHEMA = "landscape/pruning/1"
+SHARPNESS_SCHEMA = "landscape/sharpness/1"
 Progress = Callable[[int, int], None]  # (products done, products expected)
 
 

@@ -1,0 +1,164 @@
+"""Preconditioned sharpness: the largest eigenvalue of the Hessian as an adaptive optimiser sees it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from landscape.analyses.sharpness.measure import Measure
+from landscape.analyses.sharpness.subject import Subject
+from landscape.errors import InputError
+from landscape.estimators.lanczos import eigenpairs
+from landscape.operators.matrix import FunctionOperator
+from landscape.problem import Problem
+
+FAMILY = "preconditioned"
+
+
+@dataclass(frozen=True)
+class Adam:
+    """What a state of Adam or AdamW says about every weight, each (P,), and its learning rates.
+
+    `beta1`, `beta2` and `epsilon` are of every weight, as groups may differ; so is the number of `steps`.
+    `second` is the maximum so far where the optimiser uses AMSGrad.
+    """
+
+    first: Tensor
+    second: Tensor
+    steps: Tensor
+    beta1: Tensor
+    beta2: Tensor
+    epsilon: Tensor
+    rates: tuple[float, ...]
+
+    def preconditioner(self) -> Tensor:
+        """P = (1 − β₁ᵗ)(√(ν/(1 − β₂ᵗ)) + ε) (Cohen 2022, arXiv:2207.14484)."""
+        corrected = self.second / (1 - self.beta2**self.steps)
+        return (1 - self.beta1**self.steps) * (corrected.sqrt() + self.epsilon)
+
+    def update(self, gradient: Tensor) -> Tensor:
+        """The next step of unit learning rate, without weight decay, if this is the gradient."""
+        steps = self.steps + 1
+        first = self.beta1 * self.first + (1 - self.beta1) * gradient
+        second = self.beta2 * self.second + (1 - self.beta2) * gradient.square()
+        corrected = (second / (1 - self.beta2**steps)).sqrt() + self.epsilon
+        return first / (1 - self.beta1**steps) / corrected
+
+
+def adam_state(problem: Problem, state: Mapping[str, Any]) -> Adam:
+    """Lay out the `state_dict` of a torch Adam or AdamW along the selected parameters.
+
+    A state knows its parameters by number only. The k-th one of a shape is taken to be the model's k-th
+    trainable one of that shape, which holds for any grouping that keeps the order of equal shapes; where the
+    state has names (`param_names`), they decide.
+
+    Raises:
+        InputError: it is no such state, or does not fit the model.
+    """
+    try:
+        groups, moments = state["param_groups"], state["state"]
+        numbers = [number for group in groups for number in group["params"]]
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            "the optimiser's state lacks param_groups and state: save optimizer.state_dict()"
+        ) from error
+    known = [number for number in numbers if number in moments]
+    if not known or any("exp_avg_sq" not in moments[number] for number in known):
+        raise InputError(
+            "the optimiser's state has no second moments (exp_avg_sq): this needs the state of an Adam or "
+            "AdamW that has taken at least one step"
+        )
+    where = _numbers_of(problem, groups, moments)
+    parts: dict[str, list[Tensor]] = {}
+    for name, parameter in zip(problem.names, problem.selected(), strict=True):
+        number = where.get(name)
+        if number is None or number not in moments:
+            raise InputError(
+                f"the optimiser's state has no moments for {name!r} of shape {tuple(parameter.shape)}: "
+                "select only what it trained (--params), or name the state that belongs to this model"
+            )
+        own = moments[number]
+        group = next(group for group in groups if number in group["params"])
+        second = own.get("max_exp_avg_sq", own["exp_avg_sq"])
+        if parameter.is_complex():
+            raise InputError(f"{name!r} is complex: the state of Adam is read for real weights")
+        values = {"first": own["exp_avg"], "second": second, "steps": own["step"]}
+        values |= dict(zip(("beta1", "beta2"), group["betas"], strict=True))
+        values |= {"epsilon": group["eps"]}
+        for key, value in values.items():
+            full = torch.as_tensor(value).to(problem.device, torch.float64)
+            parts.setdefault(key, []).append(full.expand(parameter.shape).reshape(-1))
+    rates = tuple(dict.fromkeys(float(group["lr"]) for group in groups))
+    return Adam(**{key: torch.cat(values) for key, values in parts.items()}, rates=rates)
+
+
+def _numbers_of(problem: Problem, groups: Any, moments: Any) -> dict[str, int]:
+    """Names of the model's parameters to their numbers in the state."""
+    if all("param_names" in group for group in groups):
+        return {
+            name: number
+            for group in groups
+            for name, number in zip(group["param_names"], group["params"], strict=True)
+        }
+    names: dict[tuple[int, ...], list[str]] = {}
+    for name, parameter in problem.model.named_parameters():
+        if parameter.requires_grad:
+            names.setdefault(tuple(parameter.shape), []).append(name)
+    numbers: dict[tuple[int, ...], list[int]] = {}
+    for number in sorted(number for group in groups for number in group["params"]):
+        if number in moments:
+            numbers.setdefault(tuple(moments[number]["exp_avg"].shape), []).append(number)
+    found: dict[str, int] = {}
+    for shape, having in names.items():
+        matching = numbers.get(shape, [])
+        if len(matching) != len(having):
+            raise InputError(
+                f"the model has {len(having)} trainable parameters of shape {shape}, {having[0]!r} first, "
+                f"and the optimiser's state {len(matching)}: name the state that belongs to this model"
+            )
+        found |= dict(zip(having, matching, strict=True))
+    return found
+
+
+def preconditioned_measure(
+    subject: Subject, adam: Adam, *, tolerance: float, seed: int
+) -> tuple[Measure, list[str]]:
+    """The row of λ₁(P^−½ H P^−½), and what did not converge."""
+    since = subject.spent()
+    problem = subject.problem
+    P = adam.preconditioner()
+    if not bool((P > 0).all()):
+        raise InputError("the preconditioner is zero somewhere: second moment 0 and ε = 0")
+    half = P.rsqrt().to(problem.dtype)[:, None]
+    A = FunctionOperator(
+        lambda block: half * subject.hessian.product(half * block),
+        problem.size,
+        problem.dtype,
+        problem.device,
+    )
+    top = eigenpairs(A, 1, tolerance=tolerance, seed=seed)
+    value, residual = float(top.values[0]), float(top.residuals[0])
+    failures = []
+    if not bool(top.converged[0]):
+        failures.append(
+            f"the preconditioned sharpness {value:.6g} has residual {residual:.2g}, above the tolerance "
+            f"{tolerance:g} of the largest, after {top.steps} Lanczos steps"
+        )
+    beta1 = float(adam.beta1[0])
+    limits = ", ".join(f"{(2 + 2 * beta1) / ((1 - beta1) * r):.4g}" for r in adam.rates if r > 0)
+    row = subject.row(
+        since,
+        FAMILY,
+        "preconditioned sharpness",
+        value,
+        error=residual,
+        error_from="residual",
+        definition="λ₁(P^−½ H P^−½), P = (1 − β₁ᵗ)(√(ν/(1 − β₂ᵗ)) + ε)",
+        source="Cohen 2022, arXiv:2207.14484",
+        scaling="P^−½",
+        note=f"Adam after {int(adam.steps.max())} steps"
+        + (f"; at its last learning rate unstable above {limits}" if limits else ""),
+    )
+    return row, failures
