@@ -10,7 +10,7 @@ from landscape import __version__
 from landscape.errors import LandscapeError
 from landscape.memory import is_out_of_memory
 
-from . import bench, check, demo, eigen, influence, prune, spectrum, trace
+from . import bench, check, demo, eigen, influence, prune, sharpness, spectrum, trace
 from .output import one_line
 
 INTERRUPTED = 130
@@ -28,6 +28,7 @@ app.command("check")(check.check)
 app.command("spectrum")(spectrum.spectrum)
 app.command("eigen")(eigen.eigen)
 app.command("trace")(trace.trace)
+app.command("sharpness")(sharpness.sharpness)
 app.command("influence")(influence.influence)
 app.command("prune")(prune.prune)
 app.command("bench")(bench.bench)

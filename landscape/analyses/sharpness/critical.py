@@ -12,7 +12,7 @@ from landscape.analyses.sharpness.subject import Subject
 FAMILY = "critical"
 PASSES = 9  # forward passes at most
 PRECISION = 1 / 16  # width of the bracket wanted, relative
-REACH = 8.0  # factor between trials at most
+REACH = 32.0  # factor between trials at most
 
 
 class Critical(NamedTuple):

@@ -88,7 +88,7 @@ def adam_state(problem: Problem, state: Mapping[str, Any]) -> Adam:
         values |= dict(zip(("beta1", "beta2"), group["betas"], strict=True))
         values |= {"epsilon": group["eps"]}
         for key, value in values.items():
-            full = torch.as_tensor(value).to(problem.device, torch.float64)
+            full = torch.as_tensor(value, dtype=torch.float64, device=problem.device)
             parts.setdefault(key, []).append(full.expand(parameter.shape).reshape(-1))
     rates = tuple(dict.fromkeys(float(group["lr"]) for group in groups))
     return Adam(**{key: torch.cat(values) for key, values in parts.items()}, rates=rates)
