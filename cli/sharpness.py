@@ -146,7 +146,7 @@ def _show(screen: "Console", result: "Sharpness", model: Path) -> None:
 
     from landscape.numerals import number, with_error
 
-    from .tables import fact_grid, plain_table
+    from .tables import escaped, fact_grid, plain_table
 
     remarks.show_heading(screen, "Sharpness", model, result.provenance["problem"])
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
@@ -168,14 +168,14 @@ def _show(screen: "Console", result: "Sharpness", model: Path) -> None:
     if result.layers:
         layers = plain_table("relative flatness of", "value ± error")
         for layer in result.layers:
-            layers.add_row(layer.name, with_error(layer.value, layer.standard_error))
+            layers.add_row(escaped(layer.name), with_error(layer.value, layer.standard_error))
         screen.print(layers)
     facts = fact_grid()
     notes = [f"{row.name}: {row.note}" for row in result.measures if row.family in _NOTED]
     for i, note in enumerate(notes):
-        facts.add_row("" if i else "notes", note)
+        facts.add_row("" if i else "notes", escaped(note))
     for i, (name, reason) in enumerate(result.left_out.items()):
-        facts.add_row("" if i else "left out", f"{name}: {reason}")
+        facts.add_row("" if i else "left out", escaped(f"{name}: {reason}"))
     facts.add_row("cost", ", ".join(remarks.describe_cost(result.cost)))
     facts.add_row("beware", result.caution)
     screen.print(facts)

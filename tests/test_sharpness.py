@@ -151,6 +151,19 @@ def test_ascent_never_leaves_the_ball_nor_falls_below_the_centre() -> None:
     assert float(offset) == 0 and losses == [0.0]
 
 
+def test_ascent_finds_a_maximum_inside_the_ball() -> None:
+    """Steps as long as the ball is wide leap over it; they are halved."""
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.zeros_(model.weight)
+    problem = ls.Problem.from_closure(
+        model, lambda m, batch: (-(m.weight - 0.3).square().sum(), 1.0), [torch.zeros(1)]
+    )
+    one = torch.ones(1, dtype=DOUBLE)
+    for norm in ("l2", "linf"):
+        offset, _ = worst(Subject(problem), norm, 1.0, one, steps=30, restarts=1, seed=0)
+        assert float(offset) == pytest.approx(0.3, abs=1e-3)
+
+
 def test_one_step_is_the_perturbation_of_sam_and_asam() -> None:
     problem, (x, y) = classifier(), data()
     g, w, rho, adaptive_rho = problem.gradient(), weights(problem), 0.3, 0.8
@@ -248,6 +261,19 @@ def test_average_of_a_quadratic_is_that_of_its_own_draws() -> None:
     value, error = average_rise(subject, torch.full((4,), rho, dtype=DOUBLE), draws=7, seed=5)
     assert value == pytest.approx(float(each.mean()), rel=1e-10)
     assert error == pytest.approx(float(each.std() / 7**0.5), rel=1e-9)
+
+
+def test_rows_of_the_average_are_as_long_as_the_ball_is_wide() -> None:
+    """Of standard deviation ρ/√P, so that E‖δ‖² = ρ², or ρ²·mean(c²) relative to the weights."""
+    problem, _, H = quadratic()
+    w = weights(problem)
+    z = torch.cat(list(Subject(problem).normal(9, 0)), dim=1)
+    found = ls.sharpness(problem, measures="average", rho=0.3, adaptive_rho=0.8, draws=9)
+    for name, rho, c in (("average", 0.3, torch.ones_like(w)), ("adaptive average", 0.8, w.abs())):
+        delta = rho / 2 * c[:, None] * z  # √P = 2
+        truth = float(((H @ delta) * delta).sum(0).mean() / 2)
+        assert found[name].value == pytest.approx(truth, rel=1e-9)
+        assert found[name].rho == rho / 2
 
 
 def test_blocks_of_draws_are_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,11 +511,9 @@ def test_reliable_radius_of_a_lipschitz_hessian() -> None:
 
 
 def test_reliable_radius_looks_at_every_smaller_step_that_was_tried() -> None:
-    def error(t: float) -> float:  # large at 1, small beyond
-        return 0.01 if t > 1.5 else 5.0 if t > 0.9 else 0.1
-
-    found = reliable_radius(error, 1.0)
-    assert found.upper <= 1.0
+    # At 1 the error is 0.9, so that it is up to 1/0.9, whatever is beyond.
+    found = reliable_radius(lambda t: 0.1 if t > 1.5 else 0.9, 1.0)
+    assert found.lower <= 1 / 0.9 <= found.upper
     assert reliable_radius(lambda t: 0.0, 1.0).upper == math.inf
 
 

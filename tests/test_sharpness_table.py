@@ -144,7 +144,7 @@ def vector(model: nn.Module) -> Tensor:
         (torch.optim.Adam, {}),
         (torch.optim.Adam, {"split": True}),
         (torch.optim.Adam, {"named": True}),
-        (torch.optim.Adam, {"amsgrad": True}),
+        (torch.optim.Adam, {"amsgrad": True, "betas": (0.9, 0.5)}),
         (torch.optim.AdamW, {"weight_decay": 0.0, "betas": (0.7, 0.99), "eps": 1e-4}),
     ],
 )
@@ -178,7 +178,7 @@ def test_stability_threshold_of_adam_is_38_over_the_learning_rate() -> None:
 
 
 def test_the_update_is_the_next_step_of_the_optimiser() -> None:
-    for options in ({}, {"split": True}):
+    for options in ({}, {"split": True}, {"amsgrad": True, "betas": (0.9, 0.5)}):
         model, optimizer = trained(**options)
         problem = problem_of(model)
         update = adam_state(problem, optimizer.state_dict()).update(problem.gradient())

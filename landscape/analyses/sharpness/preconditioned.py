@@ -22,20 +22,22 @@ class Adam:
     """What a state of Adam or AdamW says about every weight, each (P,), and its learning rates.
 
     `beta1`, `beta2` and `epsilon` are of every weight, as groups may differ; so is the number of `steps`.
-    `second` is the maximum so far where the optimiser uses AMSGrad.
+    `largest` is the maximum of the second moment so far where AMSGrad keeps one, else the moment itself.
     """
 
     first: Tensor
     second: Tensor
+    largest: Tensor
     steps: Tensor
     beta1: Tensor
     beta2: Tensor
     epsilon: Tensor
     rates: tuple[float, ...]
+    amsgrad: bool
 
     def preconditioner(self) -> Tensor:
         """P = (1 − β₁ᵗ)(√(ν/(1 − β₂ᵗ)) + ε) (Cohen 2022, arXiv:2207.14484)."""
-        corrected = self.second / (1 - self.beta2**self.steps)
+        corrected = self.largest / (1 - self.beta2**self.steps)
         return (1 - self.beta1**self.steps) * (corrected.sqrt() + self.epsilon)
 
     def update(self, gradient: Tensor) -> Tensor:
@@ -43,6 +45,8 @@ class Adam:
         steps = self.steps + 1
         first = self.beta1 * self.first + (1 - self.beta1) * gradient
         second = self.beta2 * self.second + (1 - self.beta2) * gradient.square()
+        if self.amsgrad:
+            second = torch.maximum(self.largest, second)
         corrected = (second / (1 - self.beta2**steps)).sqrt() + self.epsilon
         return first / (1 - self.beta1**steps) / corrected
 
@@ -81,17 +85,19 @@ def adam_state(problem: Problem, state: Mapping[str, Any]) -> Adam:
             )
         own = moments[number]
         group = next(group for group in groups if number in group["params"])
-        second = own.get("max_exp_avg_sq", own["exp_avg_sq"])
         if parameter.is_complex():
             raise InputError(f"{name!r} is complex: the state of Adam is read for real weights")
-        values = {"first": own["exp_avg"], "second": second, "steps": own["step"]}
+        values = {"first": own["exp_avg"], "second": own["exp_avg_sq"], "steps": own["step"]}
+        values |= {"largest": own.get("max_exp_avg_sq", own["exp_avg_sq"])}
         values |= dict(zip(("beta1", "beta2"), group["betas"], strict=True))
         values |= {"epsilon": group["eps"]}
         for key, value in values.items():
             full = torch.as_tensor(value, dtype=torch.float64, device=problem.device)
             parts.setdefault(key, []).append(full.expand(parameter.shape).reshape(-1))
     rates = tuple(dict.fromkeys(float(group["lr"]) for group in groups))
-    return Adam(**{key: torch.cat(values) for key, values in parts.items()}, rates=rates)
+    vectors = {key: torch.cat(values) for key, values in parts.items()}
+    amsgrad = any("max_exp_avg_sq" in moments[number] for number in known)
+    return Adam(**vectors, rates=rates, amsgrad=amsgrad)
 
 
 def _numbers_of(problem: Problem, groups: Any, moments: Any) -> dict[str, int]:
