@@ -26,35 +26,37 @@ class Critical(NamedTuple):
 def critical_step(rise: Callable[[float], float], slope: float, first: float) -> Critical:
     """Bracket the step η at which the loss is back where it was, in at most nine evaluations.
 
-    Every trial gives the parabola of slope −s at 0 through it, and with it the next trial; a trial that would
-    leave the bracket is replaced by its middle, in the logarithm.
+    Steps grow or shrink at least twofold until the bracket is closed from both sides. Every trial gives the
+    parabola of slope −s at 0 through it, and with it the next trial; the middle, in the logarithm, takes
+    its place where it leaves the bracket or where two trials in turn fell on one side.
 
     Args:
         rise: η to L(w − ηΔ) − L(w).
         slope: s = gᵀΔ > 0.
         first: the first η.
     """
-    lower, upper, eta = 0.0, math.inf, first
+    lower, upper, eta, sides = 0.0, math.inf, first, ""
     for count in range(1, PASSES + 1):
         found = rise(eta)
         if found > 0 or math.isnan(found):
-            upper = eta
+            upper, sides = eta, sides + "u"
         else:
-            lower = eta
+            lower, sides = eta, sides + "l"
         if upper <= lower * (1 + PRECISION):
             return Critical(lower, upper, count)
         # L ≈ −sη + cη²/2 is zero again at 2s/c.
         curvature = 2 * (found + slope * eta) / eta**2
         guess = 2 * slope / curvature if curvature > 0 and math.isfinite(curvature) else math.inf
-        # A little beyond the guess on the far side closes the bracket when the guess is right.
-        guess *= 1 + PRECISION / 3 if upper > guess else 1 - PRECISION / 3
-        if lower == eta:
-            guess = max(guess, lower * (1 + PRECISION / 2))
+        # A little beyond it, seen from here, so that a guess that is right closes the bracket.
+        guess *= 1 + PRECISION / 3 if sides[-1] == "l" else 1 - PRECISION / 3
+        if math.isinf(upper):
+            eta = min(max(guess, 2 * eta), REACH * eta)
+        elif not lower:
+            eta = max(min(guess, eta / 2), eta / REACH)
+        elif lower < guess < upper and sides[-2:] in ("lu", "ul"):
+            eta = guess
         else:
-            guess = min(guess, upper * (1 - PRECISION / 2))
-        eta = min(max(guess, eta / REACH), eta * REACH)
-        if not lower < eta < upper:
-            eta = math.sqrt(lower * upper) if lower else upper / REACH
+            eta = math.sqrt(lower * upper)
     return Critical(lower, upper, PASSES)
 
 
@@ -72,10 +74,11 @@ def critical_measure(subject: Subject, update: Tensor, *, name: str, length: flo
     if not slope > 0:
         raise NotMeasuredError(f"the {name} does not descend: gᵀΔ = {slope:.2g}")
     found = critical_step(lambda eta: subject.rise(-eta * update)[0], slope, length / norm)
-    if not found.lower > 0 or math.isinf(found.upper):
+    if math.isinf(found.upper):
+        raise NotMeasuredError(f"no η up to {found.lower:.2g} raises the loss along the {name}")
+    if not found.lower > 0:
         raise NotMeasuredError(
-            f"no step along the {name} between {found.lower:.2g} and {found.upper:.2g} was found to be "
-            f"critical in {found.passes} evaluations"
+            f"every η down to {found.upper:.2g} raises the loss along the {name}"
         )
     low, high = 2 / found.upper, 2 / found.lower
     return subject.row(
