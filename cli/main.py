@@ -19,6 +19,7 @@ from . import (
     eigen,
     influence,
     prune,
+    sharpness,
     spectrum,
     surface,
     trace,
@@ -41,6 +42,7 @@ app.command("spectrum")(spectrum.spectrum)
 app.command("eigen")(eigen.eigen)
 app.command("trace")(trace.trace)
 app.command("surface")(surface.command)
+app.command("sharpness")(sharpness.sharpness)
 app.command("influence")(influence.influence)
 app.command("prune")(prune.prune)
 app.command("connect")(connect.connect)

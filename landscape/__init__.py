@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from landscape.analyses.pruning import prune as prune
     from landscape.analyses.sampling import Sampling as Sampling
     from landscape.analyses.sampling import sampling_error as sampling_error
+    from landscape.analyses.sharpness.battery import Sharpness as Sharpness
+    from landscape.analyses.sharpness.battery import sharpness as sharpness
     from landscape.analyses.spectrum import Spectrum as Spectrum
     from landscape.analyses.spectrum import spectrum as spectrum
     from landscape.analyses.surface import Surface as Surface
@@ -93,6 +95,8 @@ _HOMES = {
     "prune": "analyses.pruning",
     "Sampling": "analyses.sampling",
     "sampling_error": "analyses.sampling",
+    "Sharpness": "analyses.sharpness.battery",
+    "sharpness": "analyses.sharpness.battery",
     "Spectrum": "analyses.spectrum",
     "spectrum": "analyses.spectrum",
     "Topology": "analyses.topology",
@@ -149,6 +153,7 @@ __all__ = [
     "Problem",
     "Pruning",
     "Sampling",
+    "Sharpness",
     "Solution",
     "Spectrum",
     "Surface",
@@ -178,6 +183,7 @@ __all__ = [
     "random_axes",
     "sampling_error",
     "save_problem",
+    "sharpness",
     "solve",
     "spectral_density",
     "spectrum",

@@ -2,8 +2,8 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 _MISFITS = (RuntimeError, TypeError, ValueError, LookupError, AssertionError, AttributeError)
 _IN_PLACE = "modified by an inplace operation"  # torch's words
 SEED = 0  # of every pass over the data: shuffling loaders then give the same batches every time
+
+
+class Gradient(NamedTuple):
+    """The gradient (P,) of the sum of some loss terms, that sum in float64, and how many they are.
+
+    `used` says which of the selected parameters the sum depends on.
+    """
+
+    gradient: Tensor
+    loss: Tensor
+    terms: float
+    used: list[bool]
 
 
 class Evaluation:
@@ -151,19 +163,22 @@ class Evaluation:
             )
         return (mean.reshape(()) * count if count else mean.new_zeros(())), count
 
-    def gradient(self) -> tuple[Tensor, list[bool]]:
-        """Of the sum of all loss terms with respect to the leaves, (P,), and which of these it depends on."""
+    def gradient(self, batches: Iterable[Any] | None = None) -> Gradient:
+        """Of the sum of all loss terms, or those of some batches, with respect to the leaves."""
         problem = self.problem
-        result = torch.zeros(problem.size, dtype=problem.dtype, device=problem.device)
-        used = [False] * len(problem.names)
-        for batch in self.batches():
-            total, _ = self.total(batch)
+        gradient = torch.zeros(problem.size, dtype=problem.dtype, device=problem.device)
+        loss = torch.zeros((), dtype=torch.float64, device=problem.device)
+        terms, used = 0.0, [False] * len(problem.names)
+        for batch in self.batches() if batches is None else batches:
+            total, count = self.total(batch)
+            loss += total.detach().double()
+            terms += count
             if not total.requires_grad:
                 continue
             parts = torch.autograd.grad(total, self.leaves, allow_unused=True)
             used = [u or p is not None for u, p in zip(used, parts, strict=True)]
-            result += problem.layout.flatten(parts, result)
-        return result, used
+            gradient += problem.layout.flatten(parts, gradient)
+        return Gradient(gradient, loss, terms, used)
 
     def scalar(self, batch: Any) -> Tensor:
         """Sum of the loss terms of a batch, without their number, which may need the batch's values."""

@@ -226,10 +226,11 @@ class Problem:
     def gradient(self) -> Tensor:
         """∇L(θ) over all the data, shape (P,)."""
         with self.evaluation() as run:
-            result, self._used = run.gradient()
-        if not bool(torch.isfinite(result).all()):
+            found = run.gradient()
+        self._used = found.used
+        if not bool(torch.isfinite(found.gradient).all()):
             raise UntrustedResult("the gradient is not finite at the model's current weights")
-        return result / self.terms
+        return found.gradient / self.terms
 
     def gradient_seconds(self) -> float:
         """Time of one gradient over all the data here: the median of three after a warm-up."""

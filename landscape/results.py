@@ -30,6 +30,7 @@ PRUNING_SCHEMA = "landscape/pruning/1"
 SURFACE_SCHEMA = "landscape/surface/1"
 CONNECTIVITY_SCHEMA = "landscape/connectivity/1"
 TOPOLOGY_SCHEMA = "landscape/topology/1"
+SHARPNESS_SCHEMA = "landscape/sharpness/1"
 Progress = Callable[[int, int], None]  # (products done, products expected)
 
 

@@ -96,3 +96,12 @@ def test_trace_and_diagonal_are_those_of_the_cpu(method):
         assert cpu.cost.products == cuda.cost.products
         value = torch.as_tensor(cuda.value).cpu()
         assert torch.allclose(value, torch.as_tensor(cpu.value), rtol=1e-6, atol=1e-6)
+
+
+def test_sharpness_is_that_of_the_cpu():
+    options = {"m": 16, "steps": 4, "draws": 3, "probes": 4}
+    here = ls.sharpness(problem("mlp", torch.float64), **options)
+    there = ls.sharpness(problem("mlp", torch.float64, "cpu"), **options)
+    assert [row.name for row in here.measures] == [row.name for row in there.measures]
+    for row, other in zip(here.measures, there.measures, strict=True):
+        assert row.value == pytest.approx(other.value, rel=1e-6), row.name

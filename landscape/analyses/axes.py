@@ -1,6 +1,5 @@
 """Along which directions is a landscape cut?"""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from landscape.analyses.adam import adam_state
 from landscape.analyses.failures import not_complete, not_converged
 from landscape.analyses.normalisation import Normalisation, Vectors, normalised
 from landscape.analyses.operators import in_float64
@@ -196,45 +196,17 @@ def optimizer_axes(problem: Problem, state: Mapping[str, Any] | torch.optim.Opti
 
     Args:
         problem: the loss.
-        state: the optimiser, or its `state_dict()`, whose parameters are all those of the model in order.
+        state: the Adam or AdamW, or its `state_dict()`, see `adam_state`.
 
     Raises:
         InputError: the state has no moments for the selected parameters.
     """
     saved = state.state_dict() if isinstance(state, torch.optim.Optimizer) else state
-    first, second = moments(problem, saved)
-    columns = orthonormal([first, second.sqrt()], ["the first moment", "the second moment"])
+    adam = adam_state(problem, saved)
+    columns = orthonormal(
+        [adam.first, adam.second.sqrt()], ["the first moment", "the second moment"]
+    )
     return _of_columns("optimizer", problem, columns, ["first moment", "second moment"])
-
-
-def moments(problem: Problem, saved: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Adam's `exp_avg` and `exp_avg_sq` of the selected parameters, each (P,), float64.
-
-    Raises:
-        InputError: there are none, or they belong to other parameters.
-    """
-    names = [name for name, p in problem.model.named_parameters() if p.requires_grad]
-    order = [i for group in saved.get("param_groups", []) for i in group["params"]]
-    if len(order) != len(names):
-        names = [name for name, _ in problem.model.named_parameters()]
-    if len(order) != len(names) or not saved.get("state"):
-        raise InputError(
-            f"the optimiser's state is of {len(order)} parameters and the model has {len(names)}: give the "
-            "state_dict() of an Adam that trained this model"
-        )
-    place = dict(zip(names, order, strict=True))
-    found = []
-    for key in ("exp_avg", "exp_avg_sq"):
-        parts = [saved["state"].get(place[name], {}).get(key) for name in problem.names]
-        for name, part, shape in zip(problem.names, parts, problem.layout.shapes, strict=True):
-            if part is None or part.numel() != math.prod(shape):
-                raise InputError(
-                    f"the optimiser's state holds no {key!r} of the shape of {name!r}: give the "
-                    "state_dict() of an Adam that trained this model"
-                )
-        like = torch.empty(0, dtype=torch.float64, device=problem.device)
-        found.append(problem.layout.flatten([part.to(like) for part in parts], like))
-    return found[0], found[1]
 
 
 def trajectory_axes(

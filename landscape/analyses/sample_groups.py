@@ -37,17 +37,46 @@ def random_groups(
     owners = torch.empty(sum(sizes), dtype=torch.int64)
     order = _shuffled(_labels(held) if proportional else None, sum(sizes), seed)
     owners[order] = torch.arange(len(order)) % min(count, len(order))
-    parts: list[list[object]] = [[] for _ in range(min(count, len(order)))]
     try:
-        for batch, size, mine in zip(held, sizes, owners.split(sizes), strict=True):
-            for group in mine.unique().tolist():
-                parts[group].append(pick(batch, (mine == group).nonzero()[:, 0], size))
+        parts = _dealt(held, sizes, owners, min(count, len(order)))
         dealt = problem.over([batches.join(group) for group in parts])
     except (InputError, ValueError, RuntimeError):  # rows do not stand for themselves
         return None
     # A loss that looks at several samples together is another one on other batches.
     same = abs(dealt.loss() - problem.loss()) <= 1e-4 * abs(problem.loss())
     return dealt if same and dealt.terms == problem.terms else None
+
+
+def random_batches(problem: Problem, size: int, count: int, *, seed: int = 0) -> Problem | None:
+    """The same problem on batches of exactly `size` samples, dealt at random without replacement.
+
+    Args:
+        problem: the loss and its data, in whatever order.
+        size: samples in a batch.
+        count: batches at most; fewer where the data have no more.
+        seed: of the deal.
+
+    Returns:
+        None where there are not two such batches, or where `random_groups` gives None.
+    """
+    count = min(count, problem.samples // size)
+    if count < 2 or random_groups(problem, 2, seed=seed) is None:
+        return None
+    held = list(problem.batches())
+    sizes = [batches.row_count(batch) for batch in held]
+    owners = torch.full((sum(sizes),), -1, dtype=torch.int64)
+    chosen = _shuffled(None, sum(sizes), seed)[: size * count]
+    owners[chosen] = torch.arange(len(chosen)) // size
+    return problem.over([batches.join(part) for part in _dealt(held, sizes, owners, count)])
+
+
+def _dealt(held: list[Any], sizes: list[int], owners: Tensor, count: int) -> list[list[object]]:
+    """For every group the rows of every batch that it owns."""
+    parts: list[list[object]] = [[] for _ in range(count)]
+    for batch, size, mine in zip(held, sizes, owners.split(sizes), strict=True):
+        for group in mine[mine >= 0].unique().tolist():
+            parts[group].append(pick(batch, (mine == group).nonzero()[:, 0], size))
+    return parts
 
 
 def nested(problem: Problem, first: int, *, seed: int = 0) -> dict[int, Any]:

@@ -173,8 +173,8 @@ class LossAt:
         with self.problem.evaluation() as run:
             for c in self._checked(coordinates):
                 self._move(run, c)
-                total, _ = run.gradient()
-                found.append(total.double().norm().cpu() / self.problem.terms)
+                length = run.gradient().gradient.double().norm()
+                found.append(length.cpu() / self.problem.terms)
                 run.place(run.values)
                 self.evaluations += 1
                 if progress is not None:
