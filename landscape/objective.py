@@ -120,17 +120,20 @@ class Objective:
         ]
         return torch.tensor(counts, dtype=torch.float64)
 
-    def hits(self, output: Any, target: Any) -> Tensor | None:
-        """Which terms of a batch are right, bool: the largest logit, or its sign, is that of the target.
+    def hits(self, output: Any, target: Any) -> tuple[Tensor, int] | None:
+        """How many terms of a batch are right, a scalar tensor, and how many there are.
 
-        Ignored targets are left out. None unless targets are class indices, or labels 0 and 1.
+        Right is where the largest logit, or its sign, is that of the target; ignored targets are left out.
+        None unless targets are class indices, or labels 0 and 1.
         """
         if self.likelihood == "bernoulli":
-            return (output > 0) == (target > 0.5)
+            right = (output > 0) == (target > 0.5)
+            return right.sum(), right.numel()
         if self.likelihood not in ("categorical", "log-categorical") or target.is_floating_point():
             return None
-        found: Tensor = output.argmax(self.class_dim) == target
-        return found[target != self.options.get("ignore_index", -100)]
+        kept = target != self.options.get("ignore_index", -100)
+        right = output.max(self.class_dim).indices == target  # faster than argmax
+        return (right & kept).sum(), int(kept.sum())
 
     def verify_rows(self, output: Any, target: Any, *, shifted: bool = False) -> bool:
         """Find out, or confirm, that a user's scalar loss is the mean or the sum over rows.

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import update_bn
 
 import landscape as ls
 from landscape.estimators.loss_at import LossAt, NormStats
+from landscape.estimators.pace import Pace, Way
 
 
 def conv_net(dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -152,7 +153,22 @@ def test_points_together_are_the_points_one_by_one_and_what_is_faster_is_chosen(
     c = torch.randn(20, 2, generator=torch.Generator().manual_seed(3)).double() / 5
     alone, chosen = LossAt(problem, D, at_once=1), LossAt(problem, D)
     torch.testing.assert_close(alone(c), chosen(c), rtol=1e-10, atol=1e-12)
-    assert chosen.at_once in (1, 4, 16) and chosen.evaluations == 20
+    assert chosen.pace.best.points in (1, 4, 16) and chosen.evaluations == 20
+
+
+@pytest.mark.parametrize("way", [Way(1, 2), Way(1, 4), Way(3, 4), Way(7, 64)])
+def test_batches_joined_give_the_losses_of_the_batches(way: Way) -> None:
+    problem = ls.Problem(conv_net(), "cross_entropy", images(), batch_size=5)  # the last is smaller
+    D = directions_of(problem)
+    c = torch.randn(7, 2, generator=torch.Generator().manual_seed(3)).double() / 5
+    joined = LossAt(problem, D)
+    joined.pace = Pace(way)
+    seen: list[int] = []
+    hook = problem.model[0].register_forward_hook(lambda _, x, y: seen.append(len(x[0])))  # type: ignore[index]
+    found = joined(c)
+    hook.remove()
+    torch.testing.assert_close(found, LossAt(problem, D, at_once=1)(c), rtol=1e-10, atol=1e-12)
+    assert max(seen) == min(5 * way.batches, problem.samples)
 
 
 def test_a_model_that_vmap_refuses_is_evaluated_one_by_one() -> None:
@@ -168,7 +184,9 @@ def test_a_model_that_vmap_refuses_is_evaluated_one_by_one() -> None:
     problem = ls.Problem(Awkward(), "mse", (x, torch.zeros_like(x)))
     loss_at = LossAt(problem, torch.ones(1, 1))
     found = loss_at(torch.arange(9.0)[:, None])
-    assert found.loss.tolist() == [(2.0 + k) ** 2 for k in range(9)] and loss_at.at_once == 1
+    assert (
+        found.loss.tolist() == [(2.0 + k) ** 2 for k in range(9)] and loss_at.pace.best.points == 1
+    )
     assert found.accuracy is None
 
 
@@ -267,3 +285,24 @@ def test_statistics_are_estimated_on_the_data_that_are_named() -> None:
     update_bn(list(x[:24].split(8)), other)
     expected = F.cross_entropy(other.eval()(x[24:]), y[24:])
     torch.testing.assert_close(found.loss[0], expected.detach(), rtol=1e-12, atol=0)
+
+
+def test_where_memory_runs_out_less_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = ls.Problem(conv_net(), "cross_entropy", images(), batch_size=5)
+    D = directions_of(problem)
+    c = torch.randn(9, 2, generator=torch.Generator().manual_seed(3)).double() / 5
+    loss_at, asked = LossAt(problem, D, at_once=8), []
+    whole = LossAt._together
+
+    def short(self: LossAt, run: Any, c: Tensor, joined: int) -> Any:
+        asked.append(len(c))
+        if len(c) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(self, run, c, joined)
+
+    monkeypatch.setattr(LossAt, "_together", short)
+    found = loss_at(c)
+    assert asked[:3] == [8, 4, 2] and loss_at.pace.best.points == 2 and len(found.loss) == 9
+    monkeypatch.setattr(LossAt, "_one", lambda *_: short(loss_at, None, torch.zeros(3), 1))
+    with pytest.raises(torch.OutOfMemoryError):
+        LossAt(problem, D, at_once=1)(c)

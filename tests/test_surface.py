@@ -286,7 +286,8 @@ def test_nothing_leaks_and_a_seed_means_one_surface() -> None:
     before = {k: v.clone() for k, v in problem.model.state_dict().items()}
     random = torch.get_rng_state()
     first, again = (ls.surface(problem, "random", points=3, seed=4) for _ in range(2))
-    np.testing.assert_array_equal(first.loss, again.loss)
+    # Up to rounding: how many points and batches at once are the fastest is found out every time.
+    np.testing.assert_allclose(first.loss, again.loss, rtol=1e-6)
     assert all(torch.equal(v, before[k]) for k, v in problem.model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert all(p.grad is None and p.requires_grad for p in problem.model.parameters())

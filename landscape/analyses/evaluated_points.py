@@ -7,6 +7,7 @@ from torch import Tensor
 
 from landscape.checkpoint import Stage
 from landscape.estimators.loss_at import LossAt, Losses, joined
+from landscape.estimators.pace import Pace, Way
 from landscape.operators.hessian import Hessian
 
 
@@ -26,7 +27,7 @@ class EvaluatedPoints:
         self._done = self._asked = 0  # points
         if stage.state is not None:
             self._kept = [Losses(**stage.state["losses"])]
-            loss_at.at_once, self._done = stage.state["at_once"], len(self._kept[0].loss)
+            loss_at.pace, self._done = Pace(Way(*stage.state["way"])), len(self._kept[0].loss)
             loss_at.evaluations += self._done
 
     def __call__(self, coordinates: Tensor) -> Losses:
@@ -35,9 +36,9 @@ class EvaluatedPoints:
             for part in self._loss_at.parts(coordinates[self._done - start :]):
                 self._kept.append(part)
                 self._done += len(part.loss)
+                self._stage.offer(self._meter, self._state)
                 if self._progress is not None:
                     self._progress(self._done, self._asked)
-                self._stage.offer(self._meter, self._state)
         self._kept = [joined(self._kept)]
         return Losses(
             *(None if row is None else row[start : self._asked] for row in self._kept[0])  # type: ignore[arg-type]
@@ -49,4 +50,4 @@ class EvaluatedPoints:
 
     def _state(self) -> dict[str, Any]:
         self._kept = [joined(self._kept)]
-        return {"losses": self._kept[0]._asdict(), "at_once": self._loss_at.at_once or 1}
+        return {"losses": self._kept[0]._asdict(), "way": tuple(self._loss_at.pace.best)}

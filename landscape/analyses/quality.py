@@ -39,5 +39,5 @@ def quality(problem: Problem) -> Quality:
             total += float(problem.objective.total(output, target)[0])
             hits = problem.objective.hits(output, target)
             if hits is not None:
-                right, cases = right + float(hits.sum()), cases + hits.numel()
+                right, cases = right + float(hits[0]), cases + hits[1]
     return Quality(total / problem.terms, right / cases if cases else None)

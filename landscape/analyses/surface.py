@@ -267,7 +267,7 @@ def surface(
         markers=chosen.markers,
         checks=checks,
         evaluations=loss_at.evaluations,
-        at_once=loss_at.at_once or 1,
+        at_once=loss_at.pace.best.points,
         notes=notes,
         failures=[*chosen.failures, *check_failures(chosen.axes, checks)],
         cost=cost if chosen.cost is None else chosen.cost + cost,

@@ -1,17 +1,19 @@
 """The loss at points around the model's weights: θ plus combinations of given directions."""
 
 import copy
-import statistics
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from landscape.batches import join
 from landscape.errors import InputError
+from landscape.estimators.pace import Pace, Way
 from landscape.evaluation import Evaluation
 from landscape.memory import is_out_of_memory
 from landscape.problem import Problem
@@ -21,7 +23,9 @@ from landscape.slots import buffer_places
 
 NormStats = Literal["running", "batch", "reestimated"]
 NORM_STATS: tuple[NormStats, ...] = ("running", "batch", "reestimated")
-TRIED = (4, 16)  # numbers of points evaluated together, when the fastest is looked for
+HANDOVER = 0.2  # seconds of work between points that are handed over, about
+PLAIN = Way()
+LONGEST = 64  # groups of points handed over together at most
 
 
 class Losses(NamedTuple):
@@ -51,7 +55,7 @@ def joined(parts: Sequence[Losses]) -> Losses:
 
 
 class _Sums(NamedTuple):
-    """Of k points: loss terms of every unit summed, (k, n) float64; right classes (k,), and of how many."""
+    """Of k points: loss terms of every unit summed, (k, n); right classes (k,), and of how many."""
 
     units: Tensor
     hits: Tensor
@@ -61,8 +65,9 @@ class _Sums(NamedTuple):
 class LossAt:
     """L(θ + D c) over all the data of a problem, for the coordinates c of any number of points.
 
-    Points are evaluated one by one, or several at once by `torch.vmap` over the parameters where that is
-    faster here and gives the same: it is measured on the first batch, and `at_once` says what was chosen.
+    Points are evaluated one by one, or several at once by `torch.vmap` over the parameters; batches as they
+    are, or several as one where samples stand for themselves. What is the fastest here, and gives the same,
+    is found out with the first points: `pace`.
     Standard errors are over samples, or over batches where a sample has no loss of its own (closures,
     losses that return a scalar, batch statistics); NaN for a single batch.
 
@@ -75,7 +80,7 @@ class LossAt:
             3.2). Default: as in the problem.
         statistics_of: the problem on whose data the statistics are estimated anew (default: the same).
         buffers: how buffers of the model move with the coordinates, by name, of shape (*buffer, d).
-        at_once: points evaluated together (default: measured).
+        at_once: points evaluated together, batches as they are (default: what is the fastest).
 
     Raises:
         InputError: directions of another shape, or statistics that cannot be estimated.
@@ -113,11 +118,16 @@ class LossAt:
         self._statistics = running_statistics(problem) if self.norm_stats == "reestimated" else []
         self._statistics_of = problem if statistics_of is None else statistics_of
         self._buffers = buffer_places(problem, buffers or {})
-        self.at_once = 1 if self._buffers else at_once
         self._by_sample = (
             problem.objective is not None
             and problem.objective.recognised
             and not self.problem.uses_batch_statistics()
+        )
+        # Where every point has statistics of its own, they are not estimated together.
+        alone = bool(self._statistics or self._buffers)
+        self.pace = Pace(
+            PLAIN if alone else Way(at_once) if at_once else None,
+            batches=problem.batch_count if self._by_sample else 1,
         )
         self._terms = self._center = torch.empty(0)
 
@@ -148,17 +158,21 @@ class LossAt:
         with self.problem.evaluation() as run, torch.no_grad():
             if not len(self._terms):
                 self._terms = self._count(run)
-                self._center = self._one(run, torch.zeros_like(c[0])).units
-            if self.at_once is None and len(c) > min(TRIED):
-                self.at_once = self._fastest(run, c)
+                self._center = self._sums(run, torch.zeros_like(c[:1])).units
+            groups = 1
             while done < len(c):
-                some = c[done : done + (self.at_once or 1)]
-                sums = self._several(run, some)
+                start = time.perf_counter()
+                if self.pace.trial is not None and 2 * self.pace.trial.points <= len(c) - done:
+                    sums = self._try(run, c[done:], self.pace.trial)
+                else:
+                    sums = self._several(run, c[done : done + groups * self.pace.best.points])
                 if sums is None:
                     continue
-                done += len(some)
-                self.evaluations += len(some)
+                done += len(sums.units)
+                self.evaluations += len(sums.units)
                 yield self._losses(sums)
+                if time.perf_counter() - start < HANDOVER / 2:
+                    groups = min(2 * groups, LONGEST)
 
     def gradient_norms(
         self, coordinates: Tensor, *, progress: Callable[[int, int], None] | None = None
@@ -192,7 +206,10 @@ class LossAt:
         with self.problem.evaluation() as run, torch.no_grad():
             if not len(self._terms):
                 self._terms = self._count(run)
-            sums = [float(w) * self._one(run, one).units for w, one in zip(weights, c, strict=True)]
+            sums = [
+                float(w) * self._sums(run, one[None]).units
+                for w, one in zip(weights, c, strict=True)
+            ]
         self.evaluations += len(c)
         value, error = self._ratio(torch.stack(sums).sum(0))
         return Measured(float(value), float(error))
@@ -231,27 +248,61 @@ class LossAt:
         return torch.cat([objective.row_terms(*run.output(batch)) for batch in run.batches()])
 
     def _several(self, run: Evaluation, c: Tensor) -> _Sums | None:
-        """Sums at some points; None after running out of memory, with fewer to be taken at once."""
-        if len(c) == 1:
-            return self._one(run, c[0])
+        """Sums at some points; None after running out of memory, for which less is taken from now on."""
         try:
-            return self._together(run, c)
+            return self._sums(run, c, self.pace.best)
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or not self.pace.slow_down():
                 raise
-            self.at_once = len(c) // 2
             return None
 
-    def _one(self, run: Evaluation, c: Tensor, batches: list[Any] | None = None) -> _Sums:
-        """Sums at one point, over all batches or some."""
+    def _try(self, run: Evaluation, c: Tensor, way: Way) -> _Sums | None:
+        """Sums at the first points in some way, and its time; None if it fails or gives something else."""
+        n = way.points
         try:
-            self._move(run, c)
-            parts = [self._measure(run, batch) for batch in batches or run.batches()]
+            warm = self._sums(run, c[:n], way)
+            start = time.perf_counter()
+            found = self._sums(run, c[n : 2 * n], way)
+            seconds = (time.perf_counter() - start) / n
+            right = warm if way == PLAIN else self._sums(run, c[:1])
+        except Exception:  # vmap fails in many ways, joined batches in some; the plain way must not
+            if way == PLAIN:
+                raise
+            self.pace.report(math.inf)
+            return None
+        off = (warm.units[0] - right.units[0]).nan_to_num(0, 0, 0).abs().amax()
+        slack = torch.finfo(self.problem.dtype).eps ** 0.5
+        same = bool(off <= slack * right.units[0].nan_to_num(0, 0, 0).abs().amax())
+        self.pace.report(seconds if same else math.inf)
+        return _joined([warm, found]) if same else None
+
+    def _sums(self, run: Evaluation, c: Tensor, way: Way = PLAIN) -> _Sums:
+        """Sums at some points, evaluated in some way."""
+        parts = []
+        for some in c.split(way.points):
+            alone = way.points == 1
+            parts.append((self._one if alone else self._together)(run, some, way.batches))
+        return _joined(parts)
+
+    def _one(self, run: Evaluation, c: Tensor, joined: int) -> _Sums:
+        """Sums at one point, (1, d)."""
+        try:
+            self._move(run, c[0])
+            parts = [self._measure(run, batch) for batch in self._batches(run, joined)]
         finally:
             run.place(run.values)
-        units = torch.cat([units for units, _, _ in parts]).double().cpu()
-        hits = torch.stack([hit for _, hit, _ in parts]).sum(0).double().cpu()
-        return _Sums(units[None], hits, sum(cases for *_, cases in parts))
+        units = torch.cat([units for units, _, _ in parts])
+        hits = torch.cat([hit for _, hit, _ in parts]).sum()
+        return _Sums(units[None], hits[None], sum(cases for *_, cases in parts))
+
+    def _batches(self, run: Evaluation, joined: int) -> Iterator[Any]:
+        """All batches, so many of them as one."""
+        if joined == 1:
+            yield from run.batches()
+            return
+        rest = run.batches()
+        while group := list(islice(rest, joined)):
+            yield join(group)
 
     def _move(self, run: Evaluation, c: Tensor) -> None:
         """Let weights, buffers and statistics be those of a point; `run.place(run.values)` ends it."""
@@ -259,7 +310,7 @@ class LossAt:
         if self._statistics:
             reestimate(run, self._statistics, self._statistics_of.batches())
 
-    def _together(self, run: Evaluation, c: Tensor, batches: list[Any] | None = None) -> _Sums:
+    def _together(self, run: Evaluation, c: Tensor, joined: int) -> _Sums:
         """Sums at several points by `torch.vmap` over the selected parameters."""
         own = [leaf.detach() for leaf in run.leaves]
         moved = (self.directions @ c.T).T.split(self.problem.layout.sizes, dim=1)
@@ -267,7 +318,7 @@ class LossAt:
             leaf + part.reshape(-1, *leaf.shape) for leaf, part in zip(own, moved, strict=True)
         ]
         cases = 0
-        units, hits = [], torch.zeros(len(c))
+        units, hits = [], torch.zeros(len(c), device=c.device)
 
         def at(leaves: list[Tensor]) -> tuple[Tensor, Tensor]:
             nonlocal cases
@@ -279,13 +330,13 @@ class LossAt:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "There is a performance drop")
-                for batch in batches or run.batches():
+                for batch in self._batches(run, joined):
                     found, hit = torch.vmap(at)(leaves)
                     units.append(found)
-                    hits = hits + hit.reshape(-1).cpu()
+                    hits = hits + hit.reshape(-1)
         finally:
             run.place(run.values)
-        return _Sums(torch.cat(units, dim=1).double().cpu(), hits.double(), cases)
+        return _Sums(torch.cat(units, dim=1), hits, cases)
 
     def _measure(self, run: Evaluation, batch: Any) -> tuple[Tensor, Tensor, int]:
         """Of a batch: loss terms summed by unit, number of right classes (1,), and of how many."""
@@ -298,37 +349,15 @@ class LossAt:
             units = objective.rows(output, target)
         else:
             units = objective.total(output, target)[0][None]
-        hits = objective.hits(output, target)
-        if hits is None:
+        found = objective.hits(output, target)
+        if found is None:
             return units, nothing, 0
-        return units, hits.sum().float()[None], hits.numel()
-
-    def _fastest(self, run: Evaluation, c: Tensor) -> int:
-        """How many points at once take the least time each, on the first batch, with the same losses."""
-        if self._statistics or self._buffers:
-            return 1  # every point has statistics of its own
-        batch = [next(iter(run.batches()))]
-        alone, seconds = _timed(lambda: self._one(run, c[0], batch))
-        best = 1
-        for count in TRIED:
-            some = c[torch.arange(count) % len(c)]
-            try:
-                together, each = _timed(partial(self._together, run, some, batch))
-            except Exception:  # noqa: BLE001  # vmap fails in many ways; one by one is always there
-                break
-            slack = torch.finfo(self.problem.dtype).eps ** 0.5 * alone.units.abs().max()
-            if not bool(((together.units[0] - alone.units[0]).abs() <= slack).all()):
-                break
-            if each / count < seconds:
-                best, seconds = count, each / count
-        return best
+        right, cases = found
+        return units, right.float()[None], cases
 
 
-def _timed(work: Callable[[], _Sums]) -> tuple[_Sums, float]:
-    """What some work gives, and the median of three times after a warm-up."""
-    found, times = work(), []
-    for _ in range(3):
-        start = time.perf_counter()
-        found = work()  # ends on the CPU
-        times.append(time.perf_counter() - start)
-    return found, statistics.median(times)
+def _joined(parts: Sequence[_Sums]) -> _Sums:
+    """Sums at the points of all parts, float64 on the CPU."""
+    units = torch.cat([part.units for part in parts]).double().cpu()
+    hits = torch.cat([part.hits for part in parts]).double().cpu()
+    return _Sums(units, hits, parts[0].cases)
