@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import landscape as ls
+from landscape.analyses.axes import Axis
 from landscape.analyses.curvature_check import curvature_checks
 from landscape.results import to_json
 
@@ -119,6 +120,18 @@ def test_a_wrong_eigenvalue_is_noticed() -> None:
     )
     found = ls.surface(problem, wrong, points=3, extent=0.1)
     assert any("the eigenvalue and a product with its vector differ" in f for f in found.failures)
+
+
+def test_errors_of_small_eigenvalues_are_relative_to_a_thousandth_of_the_largest() -> None:
+    x = torch.diag(torch.tensor([4.0, 0.0])).double()  # H = diag(16, 0)
+    model = nn.Linear(2, 1, bias=False).double()
+    problem = ls.Problem(model, "mse", (x, torch.zeros(2, 1).double()))
+    known = [Axis(f"eigenvalue {v}", 1.0, v) for v in (16.0, 16e-5)]
+    axes = ls.Axes("hessian", torch.eye(2).double(), known, [], [])
+    checks = curvature_checks(problem, axes, "running")
+    assert checks is not None and checks[1].second_difference == pytest.approx(0, abs=1e-8)
+    assert checks[1].eigenvalue_error == pytest.approx(16e-5 / 16e-3)
+    assert checks[1].relative_error == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("norm_stats", ["batch", "reestimated"])
