@@ -16,22 +16,27 @@ def found(seconds: Callable[[Way], float], **kinds: int | bool) -> tuple[Way, li
 
 
 def test_batches_are_joined_while_that_pays_and_points_put_together_then() -> None:
-    best, tried = found(lambda way: 1 / way.batches / way.points, batches=40)
+    best, tried = found(lambda way: 1e-3 / way.batches / way.points, batches=40)
     assert best == Way(16, 64)
     assert tried == [Way(), Way(1, 4), Way(1, 16), Way(1, 64), Way(4, 64), Way(16, 64)]
-    best, tried = found(lambda way: way.points * abs(way.batches - 4) + way.points, batches=6)
+    best, tried = found(lambda way: 1e-3 * way.points * (abs(way.batches - 4) + 1), batches=6)
     assert best == Way(1, 4) and Way(1, 64) not in tried and Way(16, 4) not in tried
 
 
 def test_a_gain_of_a_few_per_cent_is_not_worth_the_memory() -> None:
-    assert found(lambda way: 1 - 0.01 * (way.batches > 1), batches=6, together=False)[0] == Way()
-    assert found(lambda way: 1 - 0.10 * (way.batches > 1), batches=6, together=False)[0] == Way(
-        1, 4
-    )
+    for gain, best in ((0.01, Way()), (0.10, Way(1, 4))):
+        seconds = {Way(): 1e-3, Way(1, 4): 1e-3 * (1 - gain)}
+        assert found(lambda way, seconds=seconds: seconds.get(way, 1.0), batches=4)[0] == best
+
+
+def test_calls_that_are_long_already_are_not_made_longer() -> None:
+    assert found(lambda way: 4.0, batches=40)[1] == [Way(), Way(1, 4), Way(4, 1)]  # 0.1 s a batch
+    assert found(lambda way: 10.0, batches=2)[1] == [Way()]
+    assert found(lambda way: 0.1, batches=2, join=False)[1] == [Way(), Way(4, 1)]
 
 
 def test_what_fails_is_not_chosen_and_not_taken_further() -> None:
-    best, tried = found(lambda way: 1.0 if way == Way() else math.inf, batches=100)
+    best, tried = found(lambda way: 1e-3 if way == Way() else math.inf, batches=100)
     assert best == Way() and tried == [Way(), Way(1, 4), Way(4, 1)]
 
 

@@ -127,7 +127,8 @@ class LossAt:
         alone = bool(self._statistics or self._buffers)
         self.pace = Pace(
             PLAIN if alone else Way(at_once) if at_once else None,
-            batches=problem.batch_count if self._by_sample else 1,
+            batches=problem.batch_count,
+            join=self._by_sample,
         )
         self._terms = self._center = torch.empty(0)
 
