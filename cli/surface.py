@@ -8,6 +8,7 @@ import typer
 
 from landscape.errors import InputError
 
+from . import grid_options as grid
 from . import matrix_options as matrix
 from . import options, remarks
 from . import picture_options as picture
@@ -49,15 +50,7 @@ def surface(
             rich_help_panel=CURVATURE,
         ),
     ] = "hessian",
-    ranks: Annotated[
-        str,
-        typer.Option(
-            "--ranks",
-            metavar="N,N",
-            help="Which eigenvalues: 1 is the largest, -1 the most negative. One axis for each.",
-            rich_help_panel=CURVATURE,
-        ),
-    ] = "1,2",
+    ranks: grid.Ranks = "1,2",
     checkpoint: Annotated[
         list[Path] | None,
         typer.Option(
@@ -94,15 +87,7 @@ def surface(
             rich_help_panel=CURVATURE,
         ),
     ] = "scale",
-    points: Annotated[
-        str,
-        typer.Option(
-            "--points",
-            metavar="N|N,N",
-            help="Points along each axis; odd: the model is one of them.",
-            rich_help_panel=CURVATURE,
-        ),
-    ] = "51",
+    points: grid.Points = "51",
     extent: Annotated[
         str,
         typer.Option(
@@ -130,22 +115,8 @@ def surface(
             rich_help_panel=CURVATURE,
         ),
     ] = 0,
-    adaptive: Annotated[
-        bool,
-        typer.Option(
-            "--adaptive",
-            help="Compute only as many points as are needed; interpolate the others to 1 % of the loss's span.",
-            rich_help_panel=CURVATURE,
-        ),
-    ] = False,
-    reestimate: Annotated[
-        bool,
-        typer.Option(
-            "--reestimate",
-            help="Estimate running statistics of batch normalisation anew at every point.",
-            rich_help_panel=CURVATURE,
-        ),
-    ] = False,
+    adaptive: grid.Adaptive = False,
+    reestimate: grid.Reestimate = False,
     check: Annotated[
         bool,
         typer.Option(

@@ -15,11 +15,12 @@ from landscape.results import jsonable
 HERE = Path(__file__).parent
 DATA = HERE / "data" / "batchnorm.json"
 POINTS = 31
+SAMPLES = 1_000
 
 
 def measure(model: str) -> None:
     """Surfaces over the same ranges with each kind of statistics."""
-    problem = ls.load_problem(model)
+    problem = ls.load_problem(model, limit=SAMPLES)
     chosen = {"hessian": ls.hessian_axes(problem, (1, 2)), "random": ls.random_axes(problem)}
     found = []
     for name, axes in chosen.items():

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from landscape.analyses.spectrum import spectrum as spectrum
     from landscape.analyses.surface import Surface as Surface
     from landscape.analyses.surface import surface as surface
+    from landscape.analyses.surfaces import surfaces as surfaces
     from landscape.analyses.topology import Topology as Topology
     from landscape.analyses.topology import topology as topology
     from landscape.analyses.trace import Trace as Trace
@@ -81,6 +82,7 @@ _HOMES = {
     "Axes": "analyses.axes",
     "Surface": "analyses.surface",
     "surface": "analyses.surface",
+    "surfaces": "analyses.surfaces",
     "gradient_axes": "analyses.axes",
     "hessian_axes": "analyses.axes",
     "model_axes": "analyses.axes",
@@ -188,6 +190,7 @@ __all__ = [
     "spectral_density",
     "spectrum",
     "surface",
+    "surfaces",
     "topology",
     "trace",
     "trace_of",

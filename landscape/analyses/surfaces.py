@@ -1,0 +1,97 @@
+"""How do the landscapes of several models compare?  Surfaces with the same axes by name, over the same range."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from landscape.analyses.axes import Axes, gradient_axes, hessian_axes, random_axes
+from landscape.analyses.extent import Extent, suggested_extents
+from landscape.analyses.surface import Kind, Surface, surface
+from landscape.errors import InputError
+from landscape.estimators.loss_at import LossAt, NormStats
+from landscape.problem import Problem
+
+
+def surfaces(
+    problems: Sequence[Problem],
+    axes: Kind = "hessian",
+    *,
+    ranks: Sequence[int] = (1, 2),
+    extent: float | Sequence[float | Extent] | Literal["auto"] = "auto",
+    norm_stats: NormStats | None = None,
+    seed: int = 0,
+    progress: Callable[[int, str, int, int], None] | None = None,
+    **options: Any,
+) -> list[Surface]:
+    """The surface of each of several models, all over one range, so that they can be compared.
+
+    Every model has its own eigenvectors or gradient; random directions are drawn from the same seed, and
+    scaled by each model's own filters.
+
+    Args:
+        problems: two or more, usually of models trained in different ways on the same data.
+        axes: "hessian", "random" or "gradient".
+        extent: "auto" is the widest of the ranges suggested for the models, see `surface`.
+        progress: called with (model, phase, done, expected), models counted from 0.
+        ranks, norm_stats, seed, options: see `surface`.
+
+    Raises:
+        InputError: fewer than two problems, or arguments that do not go together.
+
+    Example:
+        >>> import torch, landscape as ls
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> models = [torch.nn.Linear(2, 1, bias=False) for _ in range(2)]
+        >>> problems = [ls.Problem(model, "mse", (x, torch.ones(2, 1))) for model in models]
+        >>> first, second = ls.surfaces(problems, points=3)
+        >>> bool((first.grid[0] == second.grid[0]).all())
+        True
+    """
+    if len(problems) < 2:
+        raise InputError(f"{len(problems)} model was given: compare two or more")
+
+    def report(model: int) -> Callable[[str, int, int], None] | None:
+        return None if progress is None else lambda *done: progress(model, *done)
+
+    found: list[Axes] = []
+    for i, problem in enumerate(problems):
+        tell = report(i)
+        found.append(_axes(problem, axes, ranks, seed, tell))
+    if isinstance(extent, str) and extent == "auto":
+        ranges = [
+            suggested_extents(LossAt(problem, made.directions, norm_stats=norm_stats), made)[0]
+            for problem, made in zip(problems, found, strict=True)
+        ]
+        extent = [
+            (min(low for low, _ in ends), max(high for _, high in ends))
+            for ends in zip(*ranges, strict=True)
+        ]
+    return [
+        surface(
+            problem,
+            made,
+            extent=extent,
+            norm_stats=norm_stats,
+            seed=seed,
+            progress=report(i),
+            **options,
+        )
+        for i, (problem, made) in enumerate(zip(problems, found, strict=True))
+    ]
+
+
+def _axes(
+    problem: Problem,
+    kind: Kind,
+    ranks: Sequence[int],
+    seed: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> Axes:
+    """The directions of one model."""
+    if kind == "hessian":
+        tell = None if progress is None else lambda *done: progress("eigenvalues", *done)
+        return hessian_axes(problem, ranks, seed=seed, progress=tell)
+    if kind == "random":
+        return random_axes(problem, len(ranks), seed=seed)
+    if kind == "gradient":
+        return gradient_axes(problem)
+    raise InputError(f"axes is {kind!r}: choose 'hessian', 'random' or 'gradient'")
