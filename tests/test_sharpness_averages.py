@@ -70,16 +70,20 @@ def test_normalised_logits_are_centred_and_of_unit_length() -> None:
     truth = cross_entropy(centred / centred.norm(dim=1, keepdim=True), y).item()
     assert logit_normalised(problem).loss() == pytest.approx(truth, rel=1e-12)
     assert problem.loss() == pytest.approx(cross_entropy(logits, y).item(), rel=1e-12)
+    subject = Subject(problem)
+    assert torch.equal(subject.gradient, problem.gradient())
+    other = subject.on(logit_normalised(problem))
+    assert torch.equal(other.gradient, other.problem.gradient())
 
 
 def test_larger_logits_change_only_the_loss_that_is_not_normalised() -> None:
     problem = classifier()
-    before = ls.sharpness(problem, measures=["average", "normalised"])
+    before = ls.sharpness(problem, measures=["average", "normalised"], steps=5, draws=5)
     last = problem.model[2]  # type: ignore[index]
     with torch.no_grad():
         last.weight *= 10
         last.bias *= 10
-    after = ls.sharpness(problem, measures=["average", "normalised"])
+    after = ls.sharpness(problem, measures=["average", "normalised"], steps=5, draws=5)
     for name in ("adaptive average", "adaptive worst case ℓ₂", "adaptive worst case ℓ∞"):
         name = f"logit-normalised {name}"
         assert after[name].value == pytest.approx(before[name].value, rel=1e-8)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import landscape as ls
+from landscape.estimators.blocks import block_spectra
 
 
 def test_spectral_rows_equal_the_dense_matrix() -> None:
@@ -22,6 +23,17 @@ def test_spectral_rows_equal_the_dense_matrix() -> None:
     for name in ("trace", "Frobenius norm"):
         row = rough[name]
         assert 0 < abs(row.value - exact[name].value) < 4 * row.standard_error
+    # Of a root the relative error is half that of the square.
+    squares = block_spectra(
+        ls.Hessian(problem),
+        [torch.arange(problem.size)],
+        probes=20,
+        steps=1,
+        shared_probes=0,
+        seed=4,
+    )
+    relative = float(squares.squares_error[0, 0] / squares.squares[0, 0])
+    assert row.standard_error / row.value == pytest.approx(relative / 2)
 
 
 def test_fisher_rao_norm_of_a_homogeneous_network() -> None:
@@ -130,3 +142,12 @@ def test_relative_flatness_is_the_double_sum_over_rows() -> None:
         assert abs(layer.value - truth[layer.name]) < 4 * layer.standard_error
     total = found["relative flatness"]
     assert total.value == pytest.approx(sum(layer.value for layer in found.layers))
+
+
+def test_rows_of_grouped_convolutions_have_no_relative_flatness() -> None:
+    """They do not share their inputs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(2, 2, 2, groups=2), nn.Flatten(), nn.Linear(4, 3)).double()
+    x, y = torch.randn(6, 2, 3, dtype=DOUBLE), torch.randint(3, (6,))
+    found = ls.sharpness(ls.Problem(model, "cross_entropy", (x, y)), measures="relative-flatness")
+    assert [layer.name for layer in found.layers] == ["2.weight"]

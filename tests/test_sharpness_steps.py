@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from sharpness_cases import DOUBLE, critical_point, quadratic
+from sharpness_cases import DOUBLE, classifier, critical_point, data, quadratic, tanh_net
 from torch import Tensor, nn
 
 import landscape as ls
@@ -66,6 +66,23 @@ def test_reliable_radius_of_a_lipschitz_hessian() -> None:
         assert abs(row.value - math.sqrt(2 * a / b)) <= row.standard_error
 
 
+def test_the_error_of_a_radius_reaches_to_the_ends_of_its_bracket() -> None:
+    """Which is the factor 2, halved six times in the logarithm."""
+    row = ls.sharpness(classifier(), measures="smoothness").measures[0]
+    upper = row.value + row.standard_error
+    assert (upper / row.value) ** 2 == pytest.approx(2 ** (1 / 64), rel=1e-9)
+
+
+def test_reliable_radius_is_measured_in_float64_where_the_model_permits() -> None:
+    x, y = data()
+    x = x.float()
+    problem = ls.Problem(tanh_net().float(), "cross_entropy", (x, y))
+    row = ls.sharpness(problem, measures="smoothness").measures[0]
+    wide = ls.Problem(tanh_net().float().double(), "cross_entropy", (x.double(), y))
+    truth = ls.sharpness(wide, measures="smoothness").measures[0]
+    assert row.value == truth.value and row.note.endswith("in float64")
+
+
 def test_reliable_radius_looks_at_every_smaller_step_that_was_tried() -> None:
     # At 1 the error is 0.9, so that it is up to 1/0.9, whatever is beyond.
     found = reliable_radius(lambda t: 0.1 if t > 1.5 else 0.9, 1.0)
@@ -96,8 +113,8 @@ class Threshold(nn.Module):
 
 def test_pac_bayes_noise_is_a_standard_deviation_and_not_a_variance() -> None:
     """The accuracy falls by Φ(−w/s) under noise of deviation s: by 0.1 at s = w/1.2816. (Drawing with
-    deviation σ² would give σ = √s: a flatness of 0.13 instead of 0.016.)"""
-    w = 10.0
+    deviation σ² would give σ = √s.)"""
+    w = 0.002  # near ε
     x, y = torch.ones(1, 1, dtype=DOUBLE), torch.zeros(1, dtype=torch.int64)
     problem = ls.Problem(Threshold(w), "cross_entropy", (x, y))
     found = ls.sharpness(problem, measures="pac-bayes", draws=60)
@@ -107,8 +124,11 @@ def test_pac_bayes_noise_is_a_standard_deviation_and_not_a_variance() -> None:
     # u ~ N(0, σ² w² + ε²)
     aware_truth = (deviation**2 - 1e-6) / w**2
     for row, truth in ((plain, deviation**-2), (aware, 1 / aware_truth)):
-        assert 0 < row.standard_error < 0.5 * truth
+        assert 0 < row.standard_error < truth
         assert abs(row.value - truth) < 4 * row.standard_error
+    # Of 60 draws a share of 0.1: √(0.1·0.9/60), over its slope in log σ, 1.2816 φ(1.2816).
+    relative = math.sqrt(0.09 / 60) / (1.2815516 * 0.17549833)
+    assert plain.standard_error / plain.value == pytest.approx(2 * relative, rel=0.4)
 
 
 def test_noise_of_a_drop_is_the_one_at_which_its_own_draws_drop() -> None:

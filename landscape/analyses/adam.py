@@ -106,7 +106,7 @@ def _numbers_of(problem: Problem, groups: Any, moments: Any) -> dict[str, int]:
         if parameter.requires_grad:
             names.setdefault(tuple(parameter.shape), []).append(name)
     numbers: dict[tuple[int, ...], list[int]] = {}
-    for number in sorted(number for group in groups for number in group["params"]):
+    for number in (number for group in groups for number in group["params"]):
         if number in moments:
             numbers.setdefault(tuple(moments[number]["exp_avg"].shape), []).append(number)
     found: dict[str, int] = {}

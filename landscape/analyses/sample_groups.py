@@ -43,10 +43,8 @@ def random_groups(
     except (InputError, ValueError, RuntimeError):  # rows do not stand for themselves
         return None
     # A loss that looks at several samples together is another one on other batches.
-    slack = max(
-        1e-4 * abs(problem.loss()), torch.finfo(problem.dtype).eps
-    )  # a loss of 0 is rounded
-    same = abs(dealt.loss() - problem.loss()) <= slack
+    rounding = torch.finfo(problem.dtype).eps  # of a loss of 0
+    same = abs(dealt.loss() - problem.loss()) <= max(1e-4 * abs(problem.loss()), rounding)
     return dealt if same and dealt.terms == problem.terms else None
 
 
