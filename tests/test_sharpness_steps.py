@@ -154,6 +154,13 @@ def test_pac_bayes_noise_of_labels_is_that_of_two_classes() -> None:
 def test_pac_bayes_says_when_no_noise_drops_the_accuracy() -> None:
     x, y = torch.zeros(1, 1, dtype=DOUBLE), torch.zeros(1, dtype=torch.int64)
     found = ls.sharpness(ls.Problem(Threshold(1.0), "cross_entropy", (x, y)), measures="pac-bayes")
-    assert "does not drop by 0.1" in found.left_out["pac-bayes"]
+    for name in ("PAC-Bayes flatness", "magnitude-aware PAC-Bayes"):
+        assert "does not drop by 0.1" in found.left_out[name]
     regression = ls.sharpness(critical_point(), measures="pac-bayes")
-    assert "no classes" in regression.left_out["pac-bayes"]
+    assert "no classes" in regression.left_out["PAC-Bayes flatness"]
+    # Noise of ε alone is too much for a weight of ε/10.
+    sharp = Threshold(1e-4)
+    x = torch.ones(1, 1, dtype=DOUBLE)
+    found = ls.sharpness(ls.Problem(sharp, "cross_entropy", (x, y)), measures="pac-bayes")
+    assert [row.name for row in found.measures] == ["PAC-Bayes flatness"]
+    assert "drops by 0.1 at every σ" in found.left_out["magnitude-aware PAC-Bayes"]

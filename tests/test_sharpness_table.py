@@ -147,7 +147,9 @@ def test_closures_have_the_measures_that_need_no_output() -> None:
     found = ls.sharpness(problem, **OPTIONS)
     families = {row.family for row in found.measures}
     assert {"gradient", "spectral", "worst", "average", "critical"} <= families
-    assert {"m", "normalised", "fisher-rao", "pac-bayes", "surrogate"} <= set(found.left_out)
+    assert {"m", "normalised", "fisher-rao", "PAC-Bayes flatness", "surrogate"} <= set(
+        found.left_out
+    )
 
 
 class Once(torch.autograd.Function):

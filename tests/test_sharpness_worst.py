@@ -170,14 +170,16 @@ def test_batches_of_m_are_dealt_at_random_and_of_exactly_that_size() -> None:
 
 
 def test_batches_are_dealt_without_evaluating_larger_ones() -> None:
-    """Which might not fit into memory."""
+    """Which might not fit into memory; nor in many smaller ones."""
     x, y = torch.randn(24, 1, dtype=DOUBLE), torch.zeros(24, 1, dtype=DOUBLE)
     seen = []
     model = nn.Linear(1, 1).double()
     model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     problem = ls.Problem(model, "mse", (x, y), batch_size=4)
-    assert random_batches(problem, 4, 2, seed=0) is not None
-    assert max(seen) <= 4
+    for size, most in ((1, 4), (4, 4), (6, 6)):
+        seen.clear()
+        assert random_batches(problem, size, 2, seed=0) is not None
+        assert max(seen) == most
 
 
 def test_m_sharpness_says_how_large_m_may_be() -> None:

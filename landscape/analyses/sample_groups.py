@@ -61,8 +61,9 @@ def random_batches(problem: Problem, size: int, count: int, *, seed: int = 0) ->
         None where there are not two such batches, or where `random_groups` gives None.
     """
     available = problem.samples // size
-    # Groups of that size, so that batches are no larger than asked for.
-    if available < 2 or random_groups(problem, available, seed=seed) is None:
+    # Groups no larger than the batches here or those asked for, which fit into memory, nor many smaller ones.
+    groups = max(2, min(available, problem.batch_count))
+    if available < 2 or random_groups(problem, groups, seed=seed) is None:
         return None
     count = min(count, available)
     held = list(problem.batches())

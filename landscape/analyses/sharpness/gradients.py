@@ -14,7 +14,7 @@ from landscape.estimators.blocks import mean_and_error
 from landscape.operators.fisher import Fisher
 from landscape.operators.sample_losses import derivatives_along
 
-GROUPS = 32  # of samples, for the error of what is not known of each
+GROUPS = 32  # of samples at least, for the error of what is not known of each
 
 
 def gradient_norm(subject: Subject, options: Options) -> Part:
@@ -64,7 +64,7 @@ def fisher_rao(subject: Subject, options: Options) -> Part:
     ]
     since = subject.spent()
     name = "Fisher–Rao norm, model's targets"
-    dealt = random_groups(problem, GROUPS, seed=options.seed)
+    dealt = random_groups(problem, max(GROUPS, problem.batch_count), seed=options.seed)
     try:
         F = Fisher(problem if dealt is None else dealt)
         parts = F.by_batch(w[:, None], lambda _, image: float(w.double() @ image[:, 0].double()))

@@ -33,10 +33,16 @@ def pac_bayes(subject: Subject, options: Options) -> Part:
             "|w|",
         ),
     }
-    rows = []
+    rows, left_out = [], {}
     for name, (deviation, noise, scaling) in forms.items():
         since = subject.spent()
-        sigma, relative = noise_of_drop(subject, deviation, draws=options.draws, seed=options.seed)
+        try:
+            sigma, relative = noise_of_drop(
+                subject, deviation, draws=options.draws, seed=options.seed
+            )
+        except NotMeasuredError as reason:
+            left_out[name] = str(reason)
+            continue
         epsilon = f", ε = {OFFSET:g}" if scaling != "1" else ""
         rows.append(
             subject.row(
@@ -53,7 +59,7 @@ def pac_bayes(subject: Subject, options: Options) -> Part:
                 note=f"ρ is σ, a standard deviation; {options.draws} draws of u/σ",
             )
         )
-    return Part(rows)
+    return Part(rows, left_out=left_out)
 
 
 def noise_of_drop(
