@@ -11,7 +11,7 @@ from landscape.errors import InputError
 from . import matrix_options as matrix
 from . import options, remarks
 from .options import CURVATURE, MODEL
-from .output import console, deliver, require_outputs
+from .output import console, deliver, one_line, require_outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,12 +97,13 @@ def sharpness(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    resume: matrix.Resume = None,
     json_file: options.Json = None,
 ) -> None:
     """How sharp the loss is around a trained model, by every definition in use, in one table.
 
     Every row says its definition, radius ρ, batch m and scaling c, where its error comes from, and what it
-    cost. No measure of sharpness predicts generalisation reliably; the table says so too.
+    cost in products with the Hessian (Hv), gradients (∇) and losses (L) of all the data. No measure of sharpness predicts generalisation reliably; the table says so too.
 
         landscape sharpness model.pt --measures worst,average --rho 0.1
     """
@@ -114,6 +115,7 @@ def sharpness(
     if scaled not in ("all", "matrices"):
         raise InputError(f"--scaled is {scaled!r}: choose all or matrices")
     written = require_outputs(about.model, json_file)
+    require_outputs(about.model, *written, resume)
     execution = about.execution()
     state = None if optimizer is None else read_optimizer(optimizer)
     messages = console(stderr=True)
@@ -134,9 +136,17 @@ def sharpness(
             seed=about.seed,
             progress=lambda family, done, expected: progress("sharpness", done, expected),
             command=matrix.command_line(),
+            resume=resume,
+            say=lambda sentence: messages.print(one_line(sentence), markup=False),
             **execution,
         )
-    deliver(result, json_file, lambda screen: _show(screen, result, about.model), written=written)
+    deliver(
+        result,
+        json_file,
+        lambda screen: _show(screen, result, about.model),
+        written=written,
+        resume=resume,
+    )
 
 
 def _show(screen: "Console", result: "Sharpness", model: Path) -> None:
@@ -150,19 +160,18 @@ def _show(screen: "Console", result: "Sharpness", model: Path) -> None:
 
     remarks.show_heading(screen, "Sharpness", model, result.provenance["problem"])
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("measure and definition", ratio=1, overflow="fold")
-    for name in ("value ± error", "error of", "ρ", "m", "c", "cost"):
-        table.add_column(name, justify="right" if name in ("ρ", "m") else "left")
+    table.add_column("measure and definition", overflow="fold")
+    table.add_column("value ± error of", no_wrap=True)
+    table.add_column("at, cost", no_wrap=True)
     for row in result.measures:
-        known = not math.isnan(row.standard_error)
+        value = number(row.value, 5)
+        if not math.isnan(row.standard_error):
+            value = with_error(row.value, row.standard_error)
+        radius = "" if row.rho is None else f"ρ {number(row.rho)}, "
         table.add_row(
             Text.assemble(row.name, "\n", (row.definition, "dim")),
-            with_error(row.value, row.standard_error) if known else number(row.value, 5),
-            row.error_from,
-            "" if row.rho is None else number(row.rho),
-            f"{row.m:,}",
-            row.scaling,
-            _cost(row),
+            Text.assemble(value, "\n", (row.error_from, "dim")),
+            Text.assemble(f"{radius}c {row.scaling}", "\n", (f"m {row.m:,}, {_cost(row)}", "dim")),
         )
     screen.print(table)
     if result.layers:
@@ -187,4 +196,4 @@ _NOTED = ("critical", "smoothness", "preconditioned", "relative-flatness")
 def _cost(row: "Measure") -> str:
     """Products, gradients and forward passes over all the data, those that there were."""
     parts = {"Hv": row.cost.products, "∇": round(row.gradients), "L": round(row.losses)}
-    return " + ".join(f"{count:,} {unit}" for unit, count in parts.items() if count) or "none"
+    return " + ".join(f"{count:,} {unit}" for unit, count in parts.items() if count) or "no more"

@@ -3,12 +3,15 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
 from conftest import Run
 
 import landscape as ls
+from landscape.analyses.sharpness.battery import FAMILIES
+from landscape.numerals import number, with_error
 from landscape.results import to_json
 
 FEW = ("--steps", "3", "--draws", "3", "--probes", "4", "--m", "16")
@@ -18,8 +21,9 @@ def test_sharpness_prints_and_writes_what_the_analysis_finds(
     run: Run, tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    done = run("sharpness", tiny_archive, *FEW, "--rho", "0.1", "--json", "s.json")
+    done = run("sharpness", tiny_archive, *FEW, "--rho", "0.1", "--json", "s.json", "--resume", "r")
     assert done.returncode == 0, done.stderr
+    assert not Path("r").exists()
     saved = json.loads(Path("s.json").read_text())
     assert saved["schema"] == "landscape/sharpness/1"
     problem = ls.load_problem(tiny_archive)
@@ -46,6 +50,33 @@ def test_brackets_in_definitions_are_printed(
     shown = capsys.readouterr().out
     for said in ("E[drop]", "of [red]", "for [blue]"):
         assert said in shown
+
+
+def test_numbers_are_not_broken_on_a_terminal_of_80_columns(
+    tiny_archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from landscape_cli.output import console
+    from landscape_cli.sharpness import _show
+
+    monkeypatch.setenv("COLUMNS", "80")
+    found = ls.sharpness(ls.load_problem(tiny_archive), measures=["worst", "average"], steps=20)
+    _show(console(), found, tiny_archive)
+    shown = capsys.readouterr().out
+    for row in found.measures:
+        assert f"{with_error(row.value, row.standard_error)} " in shown
+        assert f"ρ {number(row.rho or 0)}, c {row.scaling} " in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_help_names_every_family() -> None:
+    from landscape_cli.sharpness import sharpness
+
+    *_, (option,) = [
+        hint.__metadata__
+        for name, hint in get_type_hints(sharpness, include_extras=True).items()
+        if name == "measures"
+    ]
+    assert option.help.startswith(", ".join(FAMILIES) + ".")
 
 
 def test_families_are_chosen(run: Run, tiny_archive: Path) -> None:

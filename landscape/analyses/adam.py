@@ -13,10 +13,9 @@ from landscape.problem import Problem
 
 @dataclass(frozen=True)
 class Adam:
-    """What a state of Adam or AdamW says about every weight, each (P,), and its learning rates.
+    """What a state of Adam or AdamW says about every weight, each (P,): groups may differ in all of it.
 
-    `beta1`, `beta2` and `epsilon` are of every weight, as groups may differ; so is the number of `steps`.
-    `largest` is the maximum of the second moment so far where AMSGrad keeps one, else the moment itself.
+    `largest` is the maximum of the second moment so far where AMSGrad keeps one, else zero.
     """
 
     first: Tensor
@@ -26,12 +25,11 @@ class Adam:
     beta1: Tensor
     beta2: Tensor
     epsilon: Tensor
-    rates: tuple[float, ...]
-    amsgrad: bool
+    rate: Tensor
 
     def preconditioner(self) -> Tensor:
         """P = (1 − β₁ᵗ)(√(ν/(1 − β₂ᵗ)) + ε) (Cohen 2022, arXiv:2207.14484)."""
-        corrected = self.largest / (1 - self.beta2**self.steps)
+        corrected = torch.maximum(self.largest, self.second) / (1 - self.beta2**self.steps)
         return (1 - self.beta1**self.steps) * (corrected.sqrt() + self.epsilon)
 
     def update(self, gradient: Tensor) -> Tensor:
@@ -39,10 +37,8 @@ class Adam:
         steps = self.steps + 1
         first = self.beta1 * self.first + (1 - self.beta1) * gradient
         second = self.beta2 * self.second + (1 - self.beta2) * gradient.square()
-        if self.amsgrad:
-            second = torch.maximum(self.largest, second)
-        corrected = (second / (1 - self.beta2**steps)).sqrt() + self.epsilon
-        return first / (1 - self.beta1**steps) / corrected
+        corrected = torch.maximum(self.largest, second) / (1 - self.beta2**steps)
+        return first / (1 - self.beta1**steps) / (corrected.sqrt() + self.epsilon)
 
 
 def adam_state(problem: Problem, state: Mapping[str, Any]) -> Adam:
@@ -81,17 +77,20 @@ def adam_state(problem: Problem, state: Mapping[str, Any]) -> Adam:
         group = next(group for group in groups if number in group["params"])
         if parameter.is_complex():
             raise InputError(f"{name!r} is complex: the state of Adam is read for real weights")
+        if own["exp_avg_sq"].shape != parameter.shape:
+            raise InputError(
+                f"{name!r} has shape {tuple(parameter.shape)} in the model and "
+                f"{tuple(own['exp_avg_sq'].shape)} in the optimiser's state: name the state that belongs to "
+                "this model"
+            )
         values = {"first": own["exp_avg"], "second": own["exp_avg_sq"], "steps": own["step"]}
-        values |= {"largest": own.get("max_exp_avg_sq", own["exp_avg_sq"])}
+        values |= {"largest": own.get("max_exp_avg_sq", 0.0)}
         values |= dict(zip(("beta1", "beta2"), group["betas"], strict=True))
-        values |= {"epsilon": group["eps"]}
+        values |= {"epsilon": group["eps"], "rate": group["lr"]}
         for key, value in values.items():
             full = torch.as_tensor(value, dtype=torch.float64, device=problem.device)
             parts.setdefault(key, []).append(full.expand(parameter.shape).reshape(-1))
-    rates = tuple(dict.fromkeys(float(group["lr"]) for group in groups))
-    vectors = {key: torch.cat(values) for key, values in parts.items()}
-    amsgrad = any("max_exp_avg_sq" in moments[number] for number in known)
-    return Adam(**vectors, rates=rates, amsgrad=amsgrad)
+    return Adam(**{key: torch.cat(values) for key, values in parts.items()})
 
 
 def _numbers_of(problem: Problem, groups: Any, moments: Any) -> dict[str, int]:
@@ -107,7 +106,7 @@ def _numbers_of(problem: Problem, groups: Any, moments: Any) -> dict[str, int]:
         if parameter.requires_grad:
             names.setdefault(tuple(parameter.shape), []).append(name)
     numbers: dict[tuple[int, ...], list[int]] = {}
-    for number in sorted(number for group in groups for number in group["params"]):
+    for number in (number for group in groups for number in group["params"]):
         if number in moments:
             numbers.setdefault(tuple(moments[number]["exp_avg"].shape), []).append(number)
     found: dict[str, int] = {}

@@ -43,7 +43,8 @@ def random_groups(
     except (InputError, ValueError, RuntimeError):  # rows do not stand for themselves
         return None
     # A loss that looks at several samples together is another one on other batches.
-    same = abs(dealt.loss() - problem.loss()) <= 1e-4 * abs(problem.loss())
+    rounding = torch.finfo(problem.dtype).eps  # of a loss of 0
+    same = abs(dealt.loss() - problem.loss()) <= max(1e-4 * abs(problem.loss()), rounding)
     return dealt if same and dealt.terms == problem.terms else None
 
 
@@ -59,9 +60,12 @@ def random_batches(problem: Problem, size: int, count: int, *, seed: int = 0) ->
     Returns:
         None where there are not two such batches, or where `random_groups` gives None.
     """
-    count = min(count, problem.samples // size)
-    if count < 2 or random_groups(problem, 2, seed=seed) is None:
+    available = problem.samples // size
+    # Groups no larger than the batches here or those asked for, which fit into memory, nor many smaller ones.
+    groups = max(2, min(available, problem.batch_count))
+    if available < 2 or random_groups(problem, groups, seed=seed) is None:
         return None
+    count = min(count, available)
     held = list(problem.batches())
     sizes = [batches.row_count(batch) for batch in held]
     owners = torch.full((sum(sizes),), -1, dtype=torch.int64)

@@ -1,14 +1,19 @@
 """Average-case sharpness: the mean rise of the loss under Gaussian perturbations."""
 
-from typing import Literal
+import math
 
 import torch
 from torch import Tensor
 
-from landscape.analyses.sharpness.balls import scaling_label
-from landscape.analyses.sharpness.measure import Measure
+from landscape.analyses.sharpness.measure import Measure, Part
+from landscape.analyses.sharpness.options import Options
 from landscape.analyses.sharpness.subject import Subject
 from landscape.estimators.blocks import mean_and_error
+
+
+def average(subject: Subject, options: Options) -> Part:
+    """Rows of the average case, plain and adaptive."""
+    return Part([average_row(subject, options, "average", adaptive) for adaptive in (False, True)])
 
 
 def average_rise(
@@ -26,21 +31,14 @@ def average_rise(
     return mean_and_error(torch.cat(found).cpu().numpy())
 
 
-def average_measure(
-    subject: Subject,
-    *,
-    family: str,
-    deviation: float,
-    adaptive: bool,
-    scaled: Literal["all", "matrices"],
-    draws: int,
-    seed: int,
-    prefix: str = "",
+def average_row(
+    subject: Subject, options: Options, family: str, adaptive: bool, *, prefix: str = ""
 ) -> Measure:
     """The row of the average case."""
     since = subject.spent()
-    c = subject.scaling(adaptive, scaled)
-    value, error = average_rise(subject, deviation * c, draws=draws, seed=seed)
+    c, label = subject.scaling(adaptive, options.scaled)
+    deviation = options.radius(adaptive) / math.sqrt(subject.problem.size)
+    value, error = average_rise(subject, deviation * c, draws=options.draws, seed=options.seed)
     return subject.row(
         since,
         family,
@@ -51,6 +49,6 @@ def average_measure(
         definition=f"E[L(w + δ)] − L(w), δ ~ N(0, ρ²{' diag c²' if adaptive else ' I'})",
         source="Andriushchenko 2023, arXiv:2302.07011",
         rho=deviation,
-        scaling=scaling_label(adaptive, scaled),
-        note=f"{draws} pairs ±δ",
+        scaling=label,
+        note=f"{options.draws} pairs ±δ",
     )

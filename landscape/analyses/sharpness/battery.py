@@ -1,54 +1,51 @@
 """How sharp is the loss around these weights, by every definition in use?"""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Unpack, get_args
-
-from torch import Tensor
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Unpack
 
 from landscape.analyses.adam import adam_state
-from landscape.analyses.operators import in_float64
-from landscape.analyses.sample_groups import random_batches
-from landscape.analyses.sharpness.averages import average_measure
-from landscape.analyses.sharpness.balls import ball_measures, m_sharpness
-from landscape.analyses.sharpness.critical import critical_measure
-from landscape.analyses.sharpness.gradients import (
-    fisher_rao_measures,
-    gradient_measure,
-    surrogate_measure,
-)
-from landscape.analyses.sharpness.measure import LayerFlatness, Measure, NotMeasuredError
-from landscape.analyses.sharpness.normalised import logit_normalised
-from landscape.analyses.sharpness.pac_bayes import pac_bayes_measures
-from landscape.analyses.sharpness.preconditioned import preconditioned_measure
+from landscape.analyses.sharpness.averages import average
+from landscape.analyses.sharpness.balls import worst
+from landscape.analyses.sharpness.critical import critical
+from landscape.analyses.sharpness.gradients import fisher_rao, gradient_norm
+from landscape.analyses.sharpness.m_sharpness import m_sharpness
+from landscape.analyses.sharpness.measure import LayerFlatness, Measure, NotMeasuredError, Part
+from landscape.analyses.sharpness.normalised import normalised
+from landscape.analyses.sharpness.options import Options, Scaled
+from landscape.analyses.sharpness.pac_bayes import pac_bayes
+from landscape.analyses.sharpness.preconditioned import preconditioned
 from landscape.analyses.sharpness.relative_flatness import relative_flatness
-from landscape.analyses.sharpness.smoothness import smoothness_measure
-from landscape.analyses.sharpness.spectral import spectral_measures
-from landscape.analyses.sharpness.subject import Scaled, Spent, Subject, require_positive
-from landscape.errors import InputError
+from landscape.analyses.sharpness.smoothness import smoothness
+from landscape.analyses.sharpness.spectral import spectral
+from landscape.analyses.sharpness.subject import Subject
+from landscape.analyses.sharpness.surrogate import surrogate
+from landscape.batches import digest
+from landscape.checkpoint import stages
+from landscape.errors import InputError, UntrustedResult
 from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
-from landscape.results import SHARPNESS_SCHEMA, Cost, provenance
+from landscape.results import SHARPNESS_SCHEMA, Cost, cost_of_time, provenance
 from landscape.saved import Result
 
-FAMILIES = (
-    "gradient",
-    "spectral",
-    "worst",
-    "m",
-    "average",
-    "normalised",
-    "fisher-rao",
-    "pac-bayes",
-    "relative-flatness",
-    "critical",
-    "smoothness",
-    "surrogate",
-    "preconditioned",
-)
-BATCHES = 8  # of m-sharpness, at most
+FAMILIES: dict[str, Callable[[Subject, Options], Part]] = {
+    "gradient": gradient_norm,
+    "spectral": spectral,
+    "worst": worst,
+    "m": m_sharpness,
+    "average": average,
+    "normalised": normalised,
+    "fisher-rao": fisher_rao,
+    "pac-bayes": pac_bayes,
+    "relative-flatness": relative_flatness,
+    "critical": critical,
+    "smoothness": smoothness,
+    "surrogate": surrogate,
+    "preconditioned": preconditioned,
+}
 CAUTION = (
     "No measure of sharpness was found to correlate robustly with generalisation: it varies rather with the "
     "learning rate and other settings, and out of distribution sharper minima often do better "
@@ -103,6 +100,8 @@ def sharpness(
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
     command: str | None = None,
+    resume: str | Path | None = None,
+    say: Callable[[str], None] | None = None,
     **execution: Unpack[Execution],
 ) -> Sharpness:
     """The sharpness of the loss at a model's weights, by many definitions in one table.
@@ -129,15 +128,15 @@ def sharpness(
             gradient without it.
         seed: of every random choice.
         progress: called with (family, done, to do).
-        command: for provenance.
-        execution: how products are made, see `spectrum`.
+        command, say, execution: see `spectrum`.
+        resume: a file that keeps what every family found, so that the same call goes on after a kill.
 
     Returns:
-        A `Sharpness`; its `failures` say what could not be trusted.
+        A `Sharpness`; its `failures` say what could not be trusted, its `left_out` what could not be measured.
 
     Raises:
-        InputError: an unknown family, or arguments out of range.
-        UntrustedResult: the loss, the gradient or a product is not finite.
+        InputError: an unknown family, arguments out of range, or an optimiser's state that does not fit.
+        UntrustedResult: the loss or the gradient is not finite.
 
     Example:
         >>> import torch, landscape as ls
@@ -148,24 +147,45 @@ def sharpness(
         (1.0, 2.0)
     """
     wanted = _families(measures)
-    require_positive(rho=rho, adaptive_rho=adaptive_rho, tolerance=tolerance)
-    counts = {"m": (m, 1), "steps": (steps, 1), "restarts": (restarts, 1)}
-    counts |= {"draws": (draws, 2), "probes": (probes, 2)}
-    for name, (number, least) in counts.items():
-        if number < least:
-            raise InputError(f"{name} is {number}: it must be at least {least}")
-    if scaled not in get_args(Scaled):
-        raise InputError(f"scaled is {scaled!r}: choose 'all' or 'matrices'")
-    options = {"rho": rho, "adaptive_rho": adaptive_rho, "m": m, "scaled": scaled, "steps": steps}
-    options |= {"restarts": restarts, "draws": draws, "probes": probes, "tolerance": tolerance}
-    battery = _Battery(Subject(problem, **execution), options, optimizer, seed)
+    options = Options(rho, adaptive_rho, m, scaled, steps, restarts, draws, probes, tolerance, seed)
+    adam = None if optimizer is None else adam_state(problem, optimizer)
+    subject = Subject(problem, adam, **execution)
+    problem.gradient_seconds()  # refuses what no family could measure
+    work = {"work": "sharpness", "optimizer": None if adam is None else digest(vars(adam))}
+    stage = stages(resume, subject.hessian, work | asdict(options), say)
+    parts, cost = [], Cost(0, 0.0, 0.0, 0)
     for i, family in enumerate(wanted):
         if progress is not None:
             progress(family, i, len(wanted))
-        battery.measure(family)
+        own = stage(family)
+        begun = time.perf_counter()
+        if own.state is None:
+            part = _measured(family, subject, options)
+            products = sum(row.cost.products for row in part.rows)
+            spent = cost_of_time(problem, time.perf_counter() - begun, products=products)
+            own.offer(
+                own.meter(subject.hessian),
+                lambda part=part, spent=spent: {"part": part.to_dict(), "spent": asdict(spent)},  # type: ignore[misc]
+                done=True,
+            )
+        else:
+            part, spent = Part.from_dict(own.state["part"]), Cost(**own.state["spent"])
+        parts.append(part)
+        cost += spent
     if progress is not None:
         progress(wanted[-1], len(wanted), len(wanted))
-    return battery.result(wanted, command)
+    return Sharpness(
+        parameters=problem.size,
+        loss=problem.loss(),
+        measures=[row for part in parts for row in part.rows],
+        layers=[layer for part in parts for layer in part.layers],
+        left_out={name: reason for part in parts for name, reason in part.left_out.items()},
+        failures=[failure for part in parts for failure in part.failures],
+        caution=CAUTION,
+        cost=cost,
+        provenance=provenance(subject.hessian, seed=seed, command=command)
+        | {"arguments": asdict(options) | {"measures": wanted}},
+    )
 
 
 def _families(asked: str | Sequence[str] | None) -> list[str]:
@@ -180,190 +200,15 @@ def _families(asked: str | Sequence[str] | None) -> list[str]:
     return [family for family in FAMILIES if family in names]
 
 
-class _Battery:
-    """The rows found so far, and what they share."""
-
-    def __init__(
-        self,
-        subject: Subject,
-        options: dict[str, Any],
-        optimizer: Mapping[str, Any] | None,
-        seed: int,
-    ) -> None:
-        self.subject, self.options, self.seed = subject, options, seed
-        self.adam = None if optimizer is None else adam_state(subject.problem, optimizer)
-        self.begun: Spent = subject.spent()
-        self.rows: list[Measure] = []
-        self.layers: list[LayerFlatness] = []
-        self.left_out: dict[str, str] = {}
-        self.failures: list[str] = []
-
-    def measure(self, family: str) -> None:
-        """Add the rows of a family, or the reason why there are none."""
-        parts: dict[str, Callable[[], Iterator[Measure]]] = {
-            "gradient": self._gradient,
-            "spectral": self._spectral,
-            "worst": self._worst,
-            "m": self._m,
-            "average": self._average,
-            "normalised": self._normalised,
-            "fisher-rao": self._fisher_rao,
-            "pac-bayes": self._pac_bayes,
-            "relative-flatness": self._relative_flatness,
-            "critical": self._critical,
-            "smoothness": self._smoothness,
-            "surrogate": self._surrogate,
-            "preconditioned": self._preconditioned,
-        }
-        try:
-            self.rows.extend(parts[family]())
-        except NotMeasuredError as reason:
-            self.left_out[family] = str(reason)
-
-    def result(self, families: list[str], command: str | None) -> Sharpness:
-        bad = [row.name for row in self.rows if not math.isfinite(row.value)]
-        self.failures += [f"{name} is not finite: choose a smaller ρ" for name in bad]
-        problem = self.subject.problem
-        total = self.subject.row(self.begun, "", "", 0.0, definition="", source="").cost
-        products = sum(row.cost.products for row in self.rows)
-        return Sharpness(
-            parameters=problem.size,
-            loss=problem.loss(),
-            measures=self.rows,
-            layers=self.layers,
-            left_out=self.left_out,
-            failures=self.failures,
-            caution=CAUTION,
-            cost=Cost(products, total.gradient_equivalents, total.seconds, total.peak_bytes),
-            provenance=provenance(self.subject.hessian, seed=self.seed, command=command)
-            | {"arguments": self.options | {"measures": families}},
-        )
-
-    @cached_property
-    def _root(self) -> float:
-        """√P."""
-        return math.sqrt(self.subject.problem.size)
-
-    def _radius(self, adaptive: bool) -> float:
-        return float(self.options["adaptive_rho" if adaptive else "rho"])
-
-    def _radii(self, adaptive: bool) -> dict[str, float]:
-        return {"l2": self._radius(adaptive), "linf": self._radius(adaptive) / self._root}
-
-    @cached_property
-    def _exact(self) -> Subject:
-        """The same weights in float64, where the model permits."""
-        exact = in_float64(self.subject.hessian)
-        if exact is None:
-            return self.subject
-        return Subject(exact.problem, engine="double backward")  # type: ignore[attr-defined]
-
-    def _update(self, subject: Subject) -> tuple[Tensor, str]:
-        """The step Δ that training would take next, the weights becoming w − ηΔ, and its name."""
-        if self.adam is None:
-            return subject.gradient, "gradient"
-        update = self.adam.update(subject.gradient.double())
-        return update.to(subject.gradient), "next update of Adam"
-
-    def _gradient(self) -> Iterator[Measure]:
-        yield gradient_measure(self.subject)
-
-    def _spectral(self) -> Iterator[Measure]:
-        rows, failures = spectral_measures(
-            self.subject,
-            probes=self.options["probes"],
-            tolerance=self.options["tolerance"],
-            seed=self.seed,
-        )
-        self.failures += failures
-        yield from rows
-
-    def _worst(self) -> Iterator[Measure]:
-        for adaptive in (False, True):
-            yield from self._ball(self.subject, "worst", adaptive)
-
-    def _ball(self, subject: Subject, family: str, adaptive: bool, **more: Any) -> list[Measure]:
-        return ball_measures(
-            subject,
-            family=family,
-            radii=self._radii(adaptive),
-            adaptive=adaptive,
-            scaled=self.options["scaled"],
-            steps=self.options["steps"],
-            restarts=self.options["restarts"],
-            seed=self.seed,
-            **more,
-        )
-
-    def _m(self) -> Iterator[Measure]:
-        m = self.options["m"]
-        problem = random_batches(self.subject.problem, m, BATCHES, seed=self.seed)
-        dealt = None if problem is None else self.subject.on(problem)
-        for adaptive in (False, True):
-            yield m_sharpness(
-                self.subject,
-                dealt,
-                family="m",
-                m=m,
-                radius=self._radius(adaptive),
-                adaptive=adaptive,
-                scaled=self.options["scaled"],
-                steps=self.options["steps"],
-            )
-
-    def _average(self) -> Iterator[Measure]:
-        for adaptive in (False, True):
-            yield self._average_of(self.subject, "average", adaptive)
-
-    def _average_of(self, subject: Subject, family: str, adaptive: bool, **more: Any) -> Measure:
-        return average_measure(
-            subject,
-            family=family,
-            deviation=self._radius(adaptive) / self._root,
-            adaptive=adaptive,
-            scaled=self.options["scaled"],
-            draws=self.options["draws"],
-            seed=self.seed,
-            **more,
-        )
-
-    def _normalised(self) -> Iterator[Measure]:
-        other = self.subject.on(logit_normalised(self.subject.problem))
-        prefix = "logit-normalised "
-        for adaptive in (False, True):
-            yield from self._ball(other, "normalised", adaptive, one_step=False, prefix=prefix)
-            yield self._average_of(other, "normalised", adaptive, prefix=prefix)
-
-    def _fisher_rao(self) -> Iterator[Measure]:
-        rows, left_out = fisher_rao_measures(self.subject)
-        self.left_out |= left_out
-        yield from rows
-
-    def _pac_bayes(self) -> Iterator[Measure]:
-        yield from pac_bayes_measures(self.subject, draws=self.options["draws"], seed=self.seed)
-
-    def _relative_flatness(self) -> Iterator[Measure]:
-        row, self.layers = relative_flatness(
-            self.subject, probes=self.options["probes"], seed=self.seed
-        )
-        yield row
-
-    def _critical(self) -> Iterator[Measure]:
-        update, name = self._update(self.subject)
-        yield critical_measure(self.subject, update, name=name, length=self._radius(False))
-
-    def _smoothness(self) -> Iterator[Measure]:
-        update, name = self._update(self._exact)
-        yield smoothness_measure(self._exact, update, name=name, length=self._radius(False))
-
-    def _surrogate(self) -> Iterator[Measure]:
-        yield surrogate_measure(self.subject, radius=self._radius(False))
-
-    def _preconditioned(self) -> Iterator[Measure]:
-        if self.adam is None:
-            raise NotMeasuredError("it needs the optimiser's state (--optimizer, optimizer=)")
-        row, failures = preconditioned_measure(
-            self.subject, self.adam, tolerance=self.options["tolerance"], seed=self.seed
-        )
-        self.failures += failures
-        yield row
+def _measured(family: str, subject: Subject, options: Options) -> Part:
+    """What a family found, or why it found nothing: the others are measured all the same."""
+    try:
+        part = FAMILIES[family](subject, options)
+    except (NotMeasuredError, InputError) as reason:
+        return Part([], left_out={family: str(reason)})
+    except UntrustedResult as reason:
+        return Part([], left_out={family: str(reason)}, failures=[f"{family}: {reason}"])
+    bad = [row.name for row in part.rows if not math.isfinite(row.value)]
+    return replace(
+        part, failures=part.failures + [f"{name} is not finite: choose a smaller ρ" for name in bad]
+    )

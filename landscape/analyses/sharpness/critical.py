@@ -4,13 +4,11 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from torch import Tensor
-
-from landscape.analyses.sharpness.measure import Measure, NotMeasuredError
+from landscape.analyses.sharpness.measure import NotMeasuredError, Part
+from landscape.analyses.sharpness.options import Options
 from landscape.analyses.sharpness.subject import Subject
 
-FAMILY = "critical"
-PASSES = 9  # forward passes at most
+PASSES = 8  # forward passes at most, beside that of the centre: fewer than ten in all
 PRECISION = 1 / 16  # width of the bracket wanted, relative
 REACH = 32.0  # factor between trials at most
 
@@ -24,7 +22,7 @@ class Critical(NamedTuple):
 
 
 def critical_step(rise: Callable[[float], float], slope: float, first: float) -> Critical:
-    """Bracket the step η at which the loss is back where it was, in at most nine evaluations.
+    """Bracket the step η at which the loss is back where it was, in at most eight evaluations.
 
     Steps grow or shrink at least twofold until the bracket is closed from both sides. Every trial gives the
     parabola of slope −s at 0 through it, and with it the next trial; the middle, in the logarithm, takes
@@ -60,20 +58,15 @@ def critical_step(rise: Callable[[float], float], slope: float, first: float) ->
     return Critical(lower, upper, PASSES)
 
 
-def critical_measure(subject: Subject, update: Tensor, *, name: str, length: float) -> Measure:
-    """The row of 2/η_c.
-
-    Args:
-        update: Δ, the weights become w − ηΔ.
-        name: of the update, for people.
-        length: of the first trial, ‖ηΔ‖.
-    """
+def critical(subject: Subject, options: Options) -> Part:
+    """The row of 2/η_c; the first trial has ‖ηΔ‖ = ρ."""
     since = subject.spent()
+    update, name = subject.update()
     slope = float(subject.gradient.double() @ update.double())
     norm = float(update.double().norm())
     if not slope > 0:
         raise NotMeasuredError(f"the {name} does not descend: gᵀΔ = {slope:.2g}")
-    found = critical_step(lambda eta: subject.rise(-eta * update)[0], slope, length / norm)
+    found = critical_step(lambda eta: subject.rise(-eta * update)[0], slope, options.rho / norm)
     if math.isinf(found.upper):
         raise NotMeasuredError(f"no η up to {found.lower:.2g} raises the loss along the {name}")
     if not found.lower > 0:
@@ -81,15 +74,16 @@ def critical_measure(subject: Subject, update: Tensor, *, name: str, length: flo
             f"every η down to {found.upper:.2g} raises the loss along the {name}"
         )
     low, high = 2 / found.upper, 2 / found.lower
-    return subject.row(
+    row = subject.row(
         since,
-        FAMILY,
+        "critical",
         "critical sharpness",
         (low + high) / 2,
         error=(high - low) / 2,
         error_from="bracket",
         definition="2/η_c, η_c the smallest η with L(w − ηΔ) > L(w)",
         source="Kalra 2026, arXiv:2601.16979",
-        note=f"Δ is the {name}; {found.passes} forward passes; η_c between {found.lower:.3g} and "
+        note=f"Δ is the {name}; {found.passes} forward passes beside the centre's; η_c between {found.lower:.3g} and "
         f"{found.upper:.3g}; an earlier rise between two trials would not be seen",
     )
+    return Part([row])

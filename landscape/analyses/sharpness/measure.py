@@ -1,9 +1,10 @@
 """What every row of the sharpness table says."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from landscape.results import Cost
+from landscape.saved import Result
 
 UNKNOWN = math.nan
 
@@ -26,9 +27,9 @@ class Measure:
         definition: the formula, in words of this package: L is the mean loss, w the weights, g and H gradient
             and Hessian, δ a perturbation, c its scaling.
         source: author and year, arXiv id.
-        rho: radius of the ball, or standard deviation of the perturbation; None where there is none.
+        rho: radius of the ball, or standard deviation of the perturbation; None where it is infinitesimal.
         m: samples in the loss that is perturbed.
-        scaling: c, "1" or "|w|"; empty where there is none.
+        scaling: c, the size that a perturbation of every weight is measured by: "1", "|w|", or another.
         note: what else was chosen or found.
         cost: the time of all that the row took is its `gradient_equivalents`, `products` are with the Hessian.
         gradients: gradients of the loss that the row took, in passes over all the data.
@@ -58,3 +59,13 @@ class LayerFlatness:
     name: str
     value: float
     standard_error: float
+
+
+@dataclass(frozen=True, eq=False)
+class Part(Result, schema="landscape/sharpness-family/1"):
+    """What one family found, see `Sharpness`."""
+
+    rows: list[Measure]
+    layers: list[LayerFlatness] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)

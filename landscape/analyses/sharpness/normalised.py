@@ -6,9 +6,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landscape.analyses.sharpness.measure import NotMeasuredError
+from landscape.analyses.sharpness.averages import average_row
+from landscape.analyses.sharpness.balls import NORMS, worst_row
+from landscape.analyses.sharpness.measure import NotMeasuredError, Part
+from landscape.analyses.sharpness.options import Options
+from landscape.analyses.sharpness.subject import Subject
 from landscape.objective import Objective
 from landscape.problem import Problem
+
+
+def normalised(subject: Subject, options: Options) -> Part:
+    """Rows of the worst and the average case of the loss of normalised logits."""
+    other = subject.on(logit_normalised(subject.problem))
+    family, prefix, rows = "normalised", "logit-normalised ", []
+    for adaptive in (False, True):
+        for norm in NORMS:
+            rows.append(worst_row(other, options, family, norm, adaptive, prefix=prefix))
+        rows.append(average_row(other, options, family, adaptive, prefix=prefix))
+    return Part(rows)
 
 
 class LogitNormalised(Objective):

@@ -6,11 +6,11 @@ from functools import cache
 
 import torch
 
-from landscape.analyses.sharpness.measure import Measure, NotMeasuredError
+from landscape.analyses.sharpness.measure import NotMeasuredError, Part
+from landscape.analyses.sharpness.options import Options
 from landscape.analyses.sharpness.subject import Subject
 from landscape.estimators.blocks import mean_and_error
 
-FAMILY = "pac-bayes"
 DROP = 0.1  # of the accuracy
 OFFSET = 1e-3  # ε of the magnitude-aware form
 PRECISION = 1.01  # factor to which σ is found
@@ -18,11 +18,8 @@ SLOPE = 1.2  # factor between the σ from which the slope is taken
 EXPANSIONS = 40  # doublings at most
 
 
-def pac_bayes_measures(subject: Subject, *, draws: int, seed: int) -> list[Measure]:
+def pac_bayes(subject: Subject, options: Options) -> Part:
     """Rows of 1/σ² and of its magnitude-aware form."""
-    objective = subject.problem.objective
-    if objective is None or objective.likelihood not in ("categorical", "log-categorical"):
-        raise NotMeasuredError("there are no classes whose accuracy could drop")
     squares = subject.weights.square()
     forms: dict[str, tuple[Callable[[float], torch.Tensor], str, str]] = {
         "PAC-Bayes flatness": (
@@ -36,15 +33,21 @@ def pac_bayes_measures(subject: Subject, *, draws: int, seed: int) -> list[Measu
             "|w|",
         ),
     }
-    rows = []
+    rows, left_out = [], {}
     for name, (deviation, noise, scaling) in forms.items():
         since = subject.spent()
-        sigma, relative = noise_of_drop(subject, deviation, draws=draws, seed=seed)
+        try:
+            sigma, relative = noise_of_drop(
+                subject, deviation, draws=options.draws, seed=options.seed
+            )
+        except NotMeasuredError as reason:
+            left_out[name] = str(reason)
+            continue
         epsilon = f", ε = {OFFSET:g}" if scaling != "1" else ""
         rows.append(
             subject.row(
                 since,
-                FAMILY,
+                "pac-bayes",
                 name,
                 sigma**-2,
                 error=2 * relative * sigma**-2,
@@ -53,10 +56,10 @@ def pac_bayes_measures(subject: Subject, *, draws: int, seed: int) -> list[Measu
                 source="Jiang 2020, arXiv:1912.02178",
                 rho=sigma,
                 scaling=scaling,
-                note=f"ρ is σ, a standard deviation; {draws} draws of u/σ",
+                note=f"ρ is σ, a standard deviation; {options.draws} draws of u/σ",
             )
         )
-    return rows
+    return Part(rows, left_out=left_out)
 
 
 def noise_of_drop(
@@ -70,20 +73,18 @@ def noise_of_drop(
     Args:
         deviation: σ to the standard deviation of every weight, (P,).
     """
+    w = subject.weights
+    center = accuracies(subject, w[:, None], w.new_zeros(1, 1))
 
     @cache
     def drop(sigma: float) -> tuple[float, float]:
-        found = []
-        for z in subject.normal(draws, seed):
-            count = z.shape[1]
-            points = torch.cat([z.new_zeros(1, count), torch.eye(count).to(z)])
-            accuracy = subject.losses_at(deviation(sigma)[:, None] * z, points).accuracy
-            if accuracy is None:
-                raise NotMeasuredError("there are no classes whose accuracy could drop")
-            found.append(accuracy[0] - accuracy[1:])
+        found = [
+            center - accuracies(subject, deviation(sigma)[:, None] * z, torch.eye(z.shape[1]))
+            for z in subject.normal(draws, seed)
+        ]
         return mean_and_error(torch.cat(found).numpy())
 
-    low = high = float(subject.weights.double().square().mean().sqrt()) or 1.0
+    low = high = float(w.double().square().mean().sqrt()) or 1.0
     for _ in range(EXPANSIONS):
         if drop(high)[0] > DROP:
             break
@@ -104,3 +105,11 @@ def noise_of_drop(
     slope = rise / (2 * math.log(SLOPE))
     error = drop(sigma)[1]
     return sigma, error / slope if slope > 0 else math.nan
+
+
+def accuracies(subject: Subject, offsets: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
+    """The share of right classes at w + offsets @ c for every row c of the coordinates."""
+    found = subject.losses_at(offsets, coordinates).accuracy
+    if found is None:
+        raise NotMeasuredError("there are no classes whose accuracy could drop")
+    return found

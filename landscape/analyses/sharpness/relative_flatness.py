@@ -3,19 +3,17 @@
 import torch
 from torch import Tensor, nn
 
-from landscape.analyses.sharpness.measure import LayerFlatness, Measure, NotMeasuredError
+from landscape.analyses.sharpness.measure import LayerFlatness, NotMeasuredError, Part
+from landscape.analyses.sharpness.options import Options
 from landscape.analyses.sharpness.subject import Subject
 from landscape.estimators.blocks import block_spectra, block_traces
 from landscape.operators.matrix import FunctionOperator
 from landscape.problem import Problem
 
-FAMILY = "relative-flatness"
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def relative_flatness(
-    subject: Subject, *, probes: int, seed: int
-) -> tuple[Measure, list[LayerFlatness]]:
+def relative_flatness(subject: Subject, options: Options) -> Part:
     """The row of the sum over layers, and every layer.
 
     With G = W Wᵀ the sum over pairs of rows is tr((G ⊗ I) H) = tr(S H S), S = G^½ ⊗ I: the trace of a block
@@ -46,7 +44,7 @@ def relative_flatness(
         problem.dtype,
         problem.device,
     )
-    subject.hessian.expect(probes + len(layers))
+    subject.hessian.expect(options.probes + len(layers))
     places = torch.arange(problem.size).split(problem.layout.sizes)
     blocks = [places[i] for i in layers]
     rest = [place for i, place in enumerate(places) if i not in layers]
@@ -58,9 +56,9 @@ def relative_flatness(
             blocks,
             probes=1,
             steps=1,
-            shared_probes=probes,
+            shared_probes=options.probes,
             zero=[len(layers)] if rest else [],
-            seed=seed,
+            seed=options.seed,
         )
     )
     found = [
@@ -69,7 +67,7 @@ def relative_flatness(
     ]
     row = subject.row(
         since,
-        FAMILY,
+        "relative-flatness",
         "relative flatness",
         traces.total,
         error=traces.total_error,
@@ -77,9 +75,9 @@ def relative_flatness(
         definition="Σ over layers of Σₛₛ′ ⟨wₛ, wₛ′⟩ tr Hₛₛ′, wₛ the rows of the layer's weight",
         source="Petzka 2021, arXiv:2001.00939",
         scaling="W Wᵀ",
-        note=f"{len(layers)} layers, {probes} probes; filters are the rows of a convolution; biases left out",
+        note=f"{len(layers)} layers, {options.probes} probes; filters are the rows of a convolution; biases left out",
     )
-    return row, found
+    return Part([row], found)
 
 
 def weight_matrices(problem: Problem) -> list[int]:

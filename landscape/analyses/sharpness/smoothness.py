@@ -4,12 +4,10 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from torch import Tensor
-
-from landscape.analyses.sharpness.measure import Measure, NotMeasuredError
+from landscape.analyses.sharpness.measure import NotMeasuredError, Part
+from landscape.analyses.sharpness.options import Options
 from landscape.analyses.sharpness.subject import Subject
 
-FAMILY = "smoothness"
 PRECISION = 1.02  # factor to which γ is found
 EXPANSIONS = 40  # doublings or halvings at most
 
@@ -54,9 +52,11 @@ def reliable_radius(error: Callable[[float], float], first: float) -> Radius:
     return Radius(low, high)
 
 
-def smoothness_measure(subject: Subject, update: Tensor, *, name: str, length: float) -> Measure:
-    """The row of γ along −Δ, in the precision of the subject: float64 where the model permits."""
+def smoothness(subject: Subject, options: Options) -> Part:
+    """The row of γ along −Δ, in float64 where the model permits; the first trial has t = ρ."""
+    subject = subject.exact
     since = subject.spent()
+    update, name = subject.update()
     gradient = subject.gradient
     size = float(gradient.double().norm())
     norm = float(update.double().norm())
@@ -72,7 +72,7 @@ def smoothness_measure(subject: Subject, update: Tensor, *, name: str, length: f
                 off = float((moved - gradient - t * product).double().norm()) / (t * size)
                 return math.inf if math.isnan(off) else off
 
-            found = reliable_radius(error, length)
+            found = reliable_radius(error, options.rho)
         finally:
             run.place(run.values)
     if math.isinf(found.upper) or not found.lower > 0:
@@ -80,15 +80,17 @@ def smoothness_measure(subject: Subject, update: Tensor, *, name: str, length: f
             f"the linear model of the gradient along the {name} has no reliable radius between "
             f"{found.lower:.2g} and {found.upper:.2g}"
         )
-    return subject.row(
+    value = math.sqrt(found.lower * found.upper)
+    row = subject.row(
         since,
-        FAMILY,
+        "smoothness",
         "gradient-normalised smoothness γ",
-        math.sqrt(found.lower * found.upper),
-        error=(found.upper - found.lower) / 2,
+        value,
+        error=found.upper - value,
         error_from="bracket",
         definition="largest γ with ‖∇L(w+tu) − g − tHu‖ ≤ ‖g‖t/γ for all 0 < t ≤ γ",
         source="Semenov 2025, arXiv:2506.13710",
         note=f"along one ray, u = −Δ/‖Δ‖ of the {name}: an upper bound of the γ of the whole ball; large is "
         f"smooth; in {str(subject.problem.dtype).removeprefix('torch.')}",
     )
+    return Part([row])

@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from landscape.analyses.sharpness.measure import Measure
+from landscape.analyses.sharpness.measure import Part
+from landscape.analyses.sharpness.options import Options
 from landscape.analyses.sharpness.subject import Subject
 from landscape.estimators.blocks import block_spectra, block_traces
 from landscape.estimators.lanczos import eigenpairs
@@ -12,17 +13,15 @@ from landscape.estimators.lanczos import eigenpairs
 FAMILY = "spectral"
 
 
-def spectral_measures(
-    subject: Subject, *, probes: int, tolerance: float, seed: int
-) -> tuple[list[Measure], list[str]]:
-    """Rows of λ_max, trace and Frobenius norm; and what did not converge."""
+def spectral(subject: Subject, options: Options) -> Part:
+    """Rows of λ_max, trace and Frobenius norm."""
     since = subject.spent()
-    top = eigenpairs(subject.hessian, 1, tolerance=tolerance, seed=seed)
+    top = eigenpairs(subject.hessian, 1, tolerance=options.tolerance, seed=options.seed)
     value, residual = float(top.values[0]), float(top.residuals[0])
     failures = []
     if not bool(top.converged[0]):
         failures.append(
-            f"λ_max = {value:.6g} has residual {residual:.2g}, above the tolerance {tolerance:g} of the "
+            f"λ_max = {value:.6g} has residual {residual:.2g}, above the tolerance {options.tolerance:g} of the "
             f"largest, after {top.steps} Lanczos steps"
         )
     rows = [
@@ -43,16 +42,16 @@ def spectral_measures(
     found = block_spectra(
         subject.hessian,
         [everything],
-        probes=probes,
+        probes=options.probes,
         steps=1,
         shared_probes=0,
-        dense_up_to=probes,
-        seed=seed,
+        dense_up_to=options.probes,
+        seed=options.seed,
     )
     traces = block_traces(found)
     square, square_error = float(found.squares[0, 0]), float(found.squares_error[0, 0])
     exact = found.exact(0)
-    how = "" if exact else f"Hutchinson, {probes} probes"
+    how = "" if exact else f"Hutchinson, {options.probes} probes"
     same = {"error_from": "probes", "note": how, "source": "Hutchinson 1990"}
     rows.append(
         subject.row(
@@ -77,4 +76,4 @@ def spectral_measures(
             **same | {"note": "from the products of the trace"},  # type: ignore[arg-type]
         )
     )
-    return rows, failures
+    return Part(rows, failures=failures)

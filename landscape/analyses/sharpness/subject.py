@@ -5,24 +5,24 @@ import math
 import time
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from landscape.analyses.adam import Adam
+from landscape.analyses.operators import in_float64
 from landscape.analyses.sharpness.measure import UNKNOWN, Measure
-from landscape.errors import InputError
+from landscape.analyses.sharpness.options import Scaled
 from landscape.estimators.loss_at import LossAt, Losses
 from landscape.estimators.probes import gaussian, generator
 from landscape.evaluation import Evaluation
-from landscape.memory import peak_bytes
 from landscape.operators.hessian import Hessian
 from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
-from landscape.results import Cost
+from landscape.results import cost_of_time
 
-Scaled = Literal["all", "matrices"]
 AT_ONCE_BYTES = 2**28  # of random perturbations held at the same time
 
 
@@ -40,11 +40,14 @@ class Subject:
 
     Args:
         problem: the loss.
+        adam: the state of the optimiser, if there is one.
         execution: how products with the Hessian are made.
     """
 
-    def __init__(self, problem: Problem, **execution: Unpack[Execution]) -> None:
-        self.problem = problem
+    def __init__(
+        self, problem: Problem, adam: Adam | None = None, **execution: Unpack[Execution]
+    ) -> None:
+        self.problem, self.adam = problem, adam
         self.hessian = Hessian(problem, **execution)
         self.gradients = self.losses = 0.0
         self._loss_at: LossAt | None = None
@@ -60,24 +63,40 @@ class Subject:
         self.gradients += 1
         return self.problem.gradient()
 
+    @cached_property
+    def exact(self) -> "Subject":
+        """The same in float64, where the model permits."""
+        exact = in_float64(self.hessian)
+        if exact is None:
+            return self
+        return Subject(exact.problem, self.adam, engine="double backward")  # type: ignore[attr-defined]
+
     def on(self, problem: Problem) -> "Subject":
         """The same weights with another loss, its counters at zero."""
         other = copy.copy(self)
         other.problem, other._loss_at, other.gradients, other.losses = problem, None, 0.0, 0.0
-        vars(other).pop("gradient", None)
+        for name in ("gradient", "exact"):
+            vars(other).pop(name, None)
         other.hessian = Hessian(problem)
         return other
 
-    def scaling(self, adaptive: bool, which: Scaled = "all") -> Tensor:
-        """c, shape (P,): ones, or |w| of all parameters or of those in tensors of two and more dimensions."""
+    def scaling(self, adaptive: bool, which: Scaled = "all") -> tuple[Tensor, str]:
+        """c, (P,), and in a word: ones, or |w| of all parameters or of tensors of two and more dimensions."""
         if not adaptive:
-            return torch.ones_like(self.weights)
+            return torch.ones_like(self.weights), "1"
         c = self.weights.abs()
         if which == "all":
-            return c
-        parts = zip(self.problem.layout.split(c), self.problem.layout.shapes, strict=True)
-        kept = [part if len(shape) > 1 else torch.ones_like(part) for part, shape in parts]
-        return self.problem.layout.flatten(kept, c)
+            return c, "|w|"
+        parts = zip(self.problem.layout.split(c), self.problem.selected(), strict=True)
+        kept = [part if own.ndim > 1 else torch.ones_like(part) for part, own in parts]
+        return self.problem.layout.flatten(kept, c), "|w| of matrices"
+
+    def update(self) -> tuple[Tensor, str]:
+        """The step Δ that training would take next, the weights becoming w − ηΔ, and its name."""
+        if self.adam is None:
+            return self.gradient, "gradient"
+        update = self.adam.update(self.gradient.double())
+        return update.to(self.gradient), "next update of Adam"
 
     def losses_at(self, offsets: Tensor, coordinates: Tensor) -> Losses:
         """The loss at w + offsets @ c for every row c of the coordinates."""
@@ -133,18 +152,11 @@ class Subject:
         error_from: str = "",
         rho: float | None = None,
         m: int | None = None,
-        scaling: str = "",
+        scaling: str = "1",
         note: str = "",
     ) -> Measure:
         """A row of the table, whose cost is what was evaluated since a moment."""
         now = self.spent()
-        seconds = now.seconds - since.seconds
-        cost = Cost(
-            now.products - since.products,
-            seconds / self.problem.gradient_seconds(),
-            seconds,
-            peak_bytes(self.problem.device.type),
-        )
         return Measure(
             family,
             name,
@@ -157,14 +169,11 @@ class Subject:
             self.problem.samples if m is None else m,
             scaling,
             note,
-            cost,
+            cost_of_time(
+                self.problem,
+                now.seconds - since.seconds,
+                products=now.products - since.products,
+            ),
             now.gradients - since.gradients,
             now.losses - since.losses,
         )
-
-
-def require_positive(**numbers: float) -> None:
-    """Refuse a number that is not positive and finite."""
-    for name, number in numbers.items():
-        if not 0 < number < math.inf:
-            raise InputError(f"{name} is {number}: it must be positive")
