@@ -185,7 +185,7 @@ def test_biases_normalised_more_than_once_and_weights_of_the_user_changed() -> N
     parts = problem.layout.split(ls.random_axes(problem).directions[:, 0])
     for name, own, part in zip(problem.names, problem.selected(), parts, strict=True):
         if name.endswith("bias"):
-            assert float(part.norm()) == pytest.approx(float(own.norm()))
+            assert float(part.norm()) == pytest.approx(float(own.detach().norm()))
     ls.surface(problem, "random", points=3)
     assert torch.equal(flat(model), before) and all(p.requires_grad for p in model.parameters())
 

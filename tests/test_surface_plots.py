@@ -618,7 +618,10 @@ def test_compare_draws_saved_surfaces_and_says_how_they_differ(run: Run, tmp_pat
     done = run("compare", "a.json", "b.json", "-o", "d.png")
     assert done.returncode == 3 and "b: it is wrong" in done.stderr and Path("d.png").exists()
     for arguments, sentence in (
-        (("a.json", "model.pt"), "'model.pt' is not named as a saved surface: measure it first"),
+        (
+            ("a.json", "model.pt"),
+            "'model.pt' is not named as a saved surface, and the first is one",
+        ),
         (("a.json", "c.json"), "cannot read 'c.json'"),
         (("a.json", "b.json", "-o", "a.json"), "its ending must be one of .png, .svg, .pdf"),
     ):
