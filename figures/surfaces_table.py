@@ -10,6 +10,8 @@ from tables import load, table, write
 
 from landscape.numerals import number
 
+NAMES = {"cnn": "CNN", "mlp": "MLP", "resnet": "ResNet-20"}
+
 
 def times(found: dict[str, Any]) -> str:
     rows = [
@@ -35,7 +37,7 @@ def curvatures(demos: dict[str, Any]) -> str:
             off = check["relative_error"]
             value = number(axis["eigenvalue"], 3)
             cells.append(f"{value}: " + ("no plateau" if off is None else number(off, 2)))
-        rows.append([name, f"{found['parameters']:,}", *cells])
+        rows.append([NAMES.get(name, name), f"{found['parameters']:,}", *cells])
     return table(["demo", "parameters", "λ₁: error", "λ₂: error", "λ_min: error"], rows)
 
 

@@ -30,5 +30,6 @@ def test_pictures_exist_and_nothing_is_left_to_fill_in() -> None:
         "| ours, not verified |",
         "| 15 outliers, exponential bulk |",
         "| set-up, ours |",
+        "| ResNet-20 | 269,434 |",
     ):
         assert README.count(f"\n{row}") == 1
