@@ -324,9 +324,7 @@ class ModelOptions:
             model_args=parse_arguments(self.factory_arguments),
             weights=self.weights,
             trust_pickle=self.trust_pickle,
-            say=lambda sentence: messages.print(
-                one_line(sentence), style="dim", markup=False, soft_wrap=True
-            ),
+            say=_teller(messages),
         ).module
 
     def load(self, messages: "Console") -> "Problem":

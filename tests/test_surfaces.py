@@ -10,6 +10,7 @@ from conftest import Run
 from torch import nn
 
 import landscape as ls
+from landscape.demos.models import regression
 
 
 def net(seed: int, scale: float = 1.0) -> ls.Problem:
@@ -56,13 +57,18 @@ def test_one_model_and_unknown_axes_are_refused() -> None:
 
 def test_compare_measures_models_saves_and_draws_them(run: Run, tiny_archive: Path) -> None:
     other = tiny_archive.with_name("other.pt")
-    other.write_bytes(tiny_archive.read_bytes())
+    torch.manual_seed(1)
+    about: Any = {"factory": "landscape.demos.models:regression", "data": "diabetes:train"}
+    ls.save_problem(other, regression(), loss="mse", limit=64, **about)
     asked = ("compare", tiny_archive, other, "--points", "3", "-o", "c.png")
     done = run(*asked, "--save", "kept")
     assert done.returncode == 0, done.stderr
     assert "wrote c.png" in done.stdout and Path("c.png").stat().st_size > 10_000
     first, second = (ls.Surface.load(f"kept/{name}.json") for name in ("model", "other"))
-    np.testing.assert_allclose(first.loss, second.loss, rtol=1e-5)
+    for surface, path in ((first, tiny_archive), (second, other)):
+        assert surface.center == pytest.approx(ls.load_problem(path).loss())
+    assert first.center != second.center
+    np.testing.assert_array_equal(first.grid, second.grid)
     assert first.provenance["command"].startswith("landscape compare")
     assert run("compare", "kept/model.json", "kept/other.json", "-o", "d.png").returncode == 0
     for more, sentence in (

@@ -210,7 +210,7 @@ def surface(
     stage = stages(resume, operator, {"work": "surface"} | arguments, say)
     center = problem.loss()
     report = None if progress is None else partial(progress, "eigenvalues")
-    chosen = _axes(operator, axes, ranks, seed=seed, progress=report, stage=stage)
+    chosen = axes_of(operator, axes, ranks, seed=seed, progress=report, stage=stage)
     start = time.perf_counter()
     counts = _counts(points, len(chosen.axes))
     loss_at = LossAt(problem, chosen.directions, norm_stats=stats)
@@ -280,14 +280,14 @@ def surface(
     )
 
 
-def _axes(
+def axes_of(
     operator: Hessian,
     axes: Kind | Axes | Tensor,
     ranks: Sequence[int],
     *,
     seed: int,
     progress: Callable[[int, int], None] | None,
-    stage: Callable[[str], Stage],
+    stage: Callable[[str], Stage] = lambda _: Stage(),
 ) -> Axes:
     """The directions that are meant."""
     problem = operator.problem

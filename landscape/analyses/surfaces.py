@@ -1,13 +1,15 @@
 """How do the landscapes of several models compare?  Surfaces with the same axes by name, over the same range."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
-from landscape.analyses.axes import Axes, gradient_axes, hessian_axes, random_axes
 from landscape.analyses.extent import Extent, suggested_extents
-from landscape.analyses.surface import Kind, Surface, surface
+from landscape.analyses.surface import Kind, Surface, axes_of, surface
 from landscape.errors import InputError
 from landscape.estimators.loss_at import LossAt, NormStats
+from landscape.operators.hessian import Hessian
+from landscape.operators.products.plan import Execution
 from landscape.problem import Problem
 
 
@@ -50,12 +52,14 @@ def surfaces(
         raise InputError(f"{len(problems)} model was given: compare two or more")
 
     def report(model: int) -> Callable[[str, int, int], None] | None:
-        return None if progress is None else lambda *done: progress(model, *done)
+        return None if progress is None else partial(progress, model)
 
-    found: list[Axes] = []
+    execution: Any = {key: options[key] for key in Execution.__annotations__ if key in options}
+    found = []
     for i, problem in enumerate(problems):
-        tell = report(i)
-        found.append(_axes(problem, axes, ranks, seed, tell))
+        tell = None if progress is None else partial(progress, i, "eigenvalues")
+        A = Hessian(problem, **execution)
+        found.append(axes_of(A, axes, ranks, seed=seed, progress=tell))
     if isinstance(extent, str) and extent == "auto":
         ranges = [
             suggested_extents(LossAt(problem, made.directions, norm_stats=norm_stats), made)[0]
@@ -77,21 +81,3 @@ def surfaces(
         )
         for i, (problem, made) in enumerate(zip(problems, found, strict=True))
     ]
-
-
-def _axes(
-    problem: Problem,
-    kind: Kind,
-    ranks: Sequence[int],
-    seed: int,
-    progress: Callable[[str, int, int], None] | None,
-) -> Axes:
-    """The directions of one model."""
-    if kind == "hessian":
-        tell = None if progress is None else lambda *done: progress("eigenvalues", *done)
-        return hessian_axes(problem, ranks, seed=seed, progress=tell)
-    if kind == "random":
-        return random_axes(problem, len(ranks), seed=seed)
-    if kind == "gradient":
-        return gradient_axes(problem)
-    raise InputError(f"axes is {kind!r}: choose 'hessian', 'random' or 'gradient'")

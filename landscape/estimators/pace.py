@@ -7,9 +7,7 @@ from typing import NamedTuple
 POINTS = (4, 16)  # points evaluated together that are tried
 BATCHES = (4, 16, 64)  # batches evaluated as one that are tried
 GAIN = 0.95  # share of the time that joined batches may take, to be worth their memory
-LONGEST = (
-    0.5  # seconds of one call, as the plain way lets expect: what takes longer is not short of work
-)
+LONGEST = 0.5  # seconds of a call as the plain way lets expect; memory grows with it
 HOPELESS = 1.5  # ways that take so many times the best are not taken further
 
 
@@ -53,7 +51,7 @@ class Pace:
         least = plain = yield self.best
 
         def short(way: Way) -> bool:
-            """Whether a call is: memory grows with its length."""
+            """Whether a call is."""
             share = min(way.batches, self._batches) / self._batches
             return plain * way.points * share <= LONGEST
 
